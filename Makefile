@@ -1,0 +1,104 @@
+# openset-serve. Targets stand in the order of the data flow; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+
+PROTOCOL ?= glyphs
+LOSS     ?= cos_eos
+PRESET   ?= thesis
+SEED     ?= 42
+PORT     ?= 8000
+DEVICE   ?=
+PRECISION ?=
+
+# Optional settings become arguments only where they are given.
+flag = $(if $($(1)),$(2) $(if $(3),$(3),$($(1))))
+need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
+
+.PHONY: help install lock demo train evaluate export calibrate archive serve compare-losses up up-gpu down test lint types figures clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# -- set-up ---------------------------------------------------------------------------------------------------------
+
+install: $(VENV)/installed ## .venv with the locked packages (about 6 GB; minutes on a slow line, repeatable)
+
+$(VENV)/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "openset-serve needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing). Try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "installing the locked packages into $(VENV) (torch with CUDA is most of it, about 6 GB on disk) ..."
+	@$(PYTHON) -m venv $(VENV) || { echo "cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
+	@$(VENV)/bin/uv pip sync --quiet --python $(PY) requirements.lock
+	@touch $@ && echo "installed: $(VENV)"
+
+lock: ## renew requirements.lock from pyproject.toml
+	@test -x $(VENV)/bin/uv || { $(PYTHON) -m venv $(VENV) && $(PY) -m pip install --quiet uv; }
+	@$(VENV)/bin/uv pip compile --quiet --upgrade --all-extras --universal --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock
+
+# -- try it -----------------------------------------------------------------------------------------------------------
+
+demo: install ## train glyphs, serve it, show a known and an unknown image (KEEP=1 leaves it running)
+	@$(PY) -m serving.demo --port $(PORT) $(if $(KEEP),--keep)
+
+# -- from data to model -----------------------------------------------------------------------------------------------
+
+train: install ## PROTOCOL= LOSS= [DATA= EPOCHS= SEED= PRESET= OPTIONS="k=v ..." IMAGE_SIZE= DIGITS= NAME= DEVICE=]
+	@$(PY) -m training.train --protocol $(PROTOCOL) --loss $(LOSS) --preset $(PRESET) --seed $(SEED) \
+	  $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,IMAGE_SIZE,--image-size) $(call flag,DIGITS,--digits) \
+	  $(call flag,NAME,--name) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \
+	  $(foreach option,$(OPTIONS),--option $(option))
+
+evaluate: install ## RUN=runs/<name>: report.json, table, figures
+	$(call need,RUN,runs/glyphs-cos_eos)
+	@$(PY) -m training.evaluate --run $(RUN) $(call flag,DEVICE,--device)
+
+export: install ## RUN=: artifact with weights, model card, calibration scores and a factory threshold
+	$(call need,RUN,runs/glyphs-cos_eos)
+	@$(PY) -m training.export --run $(RUN) $(call flag,FPR,--fpr) $(call flag,CONFIDENCE,--confidence) $(call flag,NAME,--name) $(call flag,DEVICE,--device)
+
+calibrate: install ## RUN= [DEVICE= PRECISION=]: scores of one more serving path
+	$(call need,RUN,runs/glyphs-cos_eos)
+	@$(PY) -m training.calibrate --run $(RUN) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
+
+archive: install ## RUN= [NAME=]: model_store/<name>.mar
+	$(call need,RUN,runs/glyphs-cos_eos)
+	@$(PY) -m serving.archive --artifact $(RUN)/artifact --name $(or $(NAME),$(notdir $(patsubst %/,%,$(RUN))))
+
+compare-losses: install ## all twenty losses, one epoch each on glyphs, one table of CCR@FPR
+	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) $(call flag,SIZE,--size)
+
+# -- serve ------------------------------------------------------------------------------------------------------------
+
+serve: install ## MODEL=<name> [PORT=8000 DEVICE= PRECISION=]: TorchServe and gateway on this machine
+	$(call need,MODEL,demo)
+	@$(PY) -m serving.stack --model $(MODEL) --port $(PORT) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
+
+up: ## MODEL=<name>: the same in containers, CPU
+	$(call need,MODEL,demo)
+	@MODEL=$(MODEL) PORT=$(PORT) docker compose -f docker/compose.yaml up --build --detach --wait
+
+up-gpu: ## MODEL=<name>: the same in containers, NVIDIA GPU
+	$(call need,MODEL,demo)
+	@MODEL=$(MODEL) PORT=$(PORT) docker compose -f docker/compose.yaml -f docker/compose.gpu.yaml up --build --detach --wait
+
+down: ## stop the containers
+	@MODEL=$(or $(MODEL),none) docker compose -f docker/compose.yaml down
+
+# -- check ------------------------------------------------------------------------------------------------------------
+
+test: install lint types ## lint, types and all tests, real TorchServe and gateway included
+	@$(PY) -m pytest $(ARGS)
+
+lint: install ## ruff: rules and format
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+types: install ## mypy, strict on openset and api
+	@$(VENV)/bin/mypy
+
+clean: ## remove the environment and caches; runs and archives stay
+	rm -rf $(VENV) .cache .run .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""What is the same when a model is trained, calibrated and served."""

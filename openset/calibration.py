@@ -1,0 +1,317 @@
+"""Thresholds with a guarantee: tau from held-out foreign scores, valid with a stated confidence.
+
+With n foreign scores drawn like future ones, target FPR alpha and confidence 1 - delta:
+
+    k   = max { k >= 0 : BinomialCDF(k; n, alpha) <= delta }
+    tau = the next representable value above the (k+1)-th largest score
+
+Then P(FPR(tau) <= alpha) >= 1 - delta for any score distribution, ties included. It is the one-sided Clopper-Pearson
+bound, applied where the threshold itself is chosen. The promise is for new *images* of the population that the scores
+were drawn from; it does not cover new kinds of foreign objects.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from openset import metrics
+from openset.decision import accept
+from openset.labels import NEGATIVE, is_known, is_negative
+
+DEFAULT_FPR = 1e-2
+DEFAULT_CONFIDENCE = 0.95
+
+
+class NotCertifiable(ValueError):
+    """Too few foreign scores to promise the target FPR at this confidence."""
+
+    def __init__(self, *, n: int, fpr: float, confidence: float) -> None:
+        self.n = n
+        self.fpr = fpr
+        self.confidence = confidence
+        self.smallest_attainable_fpr = smallest_attainable_fpr(n, confidence=confidence)
+        super().__init__(
+            f"a false-positive rate of {fpr:g} cannot be promised at confidence {confidence:g} with {n} calibration "
+            f"negatives; the smallest attainable rate is {self.smallest_attainable_fpr:.3g}, and {fpr:g} needs at "
+            f"least {negatives_needed(fpr, confidence=confidence)} negatives"
+        )
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A certified threshold.
+
+    Attributes:
+        tau: accept iff score >= tau; exactly representable in the dtype of the comparison.
+        n: foreign scores it rests on.
+        k: how many of them may be accepted.
+        accepted: how many of them are accepted (<= k; fewer if scores tie).
+        expected_fpr: (k + 1) / (n + 1), an upper value if scores tie.
+        fpr_upper_bound: one-sided Clopper-Pearson bound, <= the target.
+    """
+
+    tau: float
+    n: int
+    k: int
+    accepted: int
+    expected_fpr: float
+    fpr_upper_bound: float
+
+
+def _check_targets(fpr: float, confidence: float) -> None:
+    if not 0 < fpr < 1:
+        raise ValueError(
+            f"the target false-positive rate must lie between 0 and 1 (exclusive), got {fpr!r}"
+        )
+    if not 0 < confidence < 1:
+        raise ValueError(f"the confidence must lie between 0 and 1 (exclusive), got {confidence!r}")
+
+
+def smallest_attainable_fpr(n: int, *, confidence: float = DEFAULT_CONFIDENCE) -> float:
+    """Smallest FPR that n foreign scores can certify: 1 - delta^(1/n); 1 for n = 0."""
+    return -math.expm1(math.log1p(-confidence) / n) if n > 0 else 1.0
+
+
+def negatives_needed(fpr: float, *, confidence: float = DEFAULT_CONFIDENCE) -> int:
+    """Fewest foreign scores that certify ``fpr``: ceil(ln delta / ln(1 - fpr))."""
+    return math.ceil(math.log1p(-confidence) / math.log1p(-fpr) - 1e-9)
+
+
+def _allowed_accepted(n: int, fpr: float, confidence: float) -> int:
+    """Largest k with BinomialCDF(k; n, fpr) <= 1 - confidence, or -1."""
+    delta = 1 - confidence
+    k = int(stats.binom.ppf(delta, n, fpr))
+    while k >= 0 and stats.binom.cdf(k, n, fpr) > delta:
+        k -= 1
+    return k
+
+
+def choose_threshold(
+    negative_scores: ArrayLike,
+    *,
+    fpr: float,
+    confidence: float = DEFAULT_CONFIDENCE,
+    dtype: Any = np.float32,
+) -> Threshold:
+    """Choose tau so that the FPR stays at or below ``fpr`` with the given confidence.
+
+    Args:
+        negative_scores: scores of held-out foreign samples, used for nothing else, (n,); higher = more known.
+        fpr: target false-positive rate, in (0, 1).
+        confidence: 1 - delta, in (0, 1).
+        dtype: of the comparison that will be made in serving; scores are rounded to it first.
+
+    Raises:
+        NotCertifiable: n is too small; names the smallest attainable FPR.
+        ValueError: non-finite scores, wrong shape, targets outside (0, 1).
+    """
+    _check_targets(fpr, confidence)
+    scores = np.asarray(negative_scores)
+    if scores.ndim != 1:
+        raise ValueError(f"negative_scores must be one-dimensional, got shape {scores.shape}")
+    scores = scores.astype(dtype)
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"calibration scores must be finite, got {int((~np.isfinite(scores)).sum())} NaN or infinite of {len(scores)}"
+        )
+    n = len(scores)
+    k = _allowed_accepted(n, fpr, confidence) if n else -1
+    if k < 0:
+        raise NotCertifiable(n=n, fpr=fpr, confidence=confidence)
+    kth_largest = np.partition(scores, n - k - 1)[n - k - 1]
+    # The next value in the dtype of the comparison: rounded later, it would fall back on the score and accept the tie.
+    tau = np.nextafter(kth_largest, np.array(np.inf, dtype=dtype), dtype=dtype)
+    return Threshold(
+        tau=float(tau),
+        n=n,
+        k=k,
+        accepted=int(np.count_nonzero(accept(scores, tau))),
+        expected_fpr=(k + 1) / (n + 1),
+        fpr_upper_bound=float(stats.beta.ppf(confidence, k + 1, n - k)),
+    )
+
+
+def p_value(score: float, sorted_negative_scores: NDArray[np.float32]) -> float:
+    """Conformal p-value of a score: (1 + #{calibration scores >= score}) / (n + 1).
+
+    Args:
+        score: of the image in question.
+        sorted_negative_scores: ascending, (n,).
+    """
+    n = len(sorted_negative_scores)
+    at_least = n - int(np.searchsorted(sorted_negative_scores, np.float32(score), side="left"))
+    return (1 + at_least) / (n + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreSet:
+    """Calibration scores of one path.
+
+    Attributes:
+        path: ``PathIdentity.key`` of the computation that made the scores.
+        scores: by score type, each (N,) float32.
+        predictions: (N,) int64.
+        labels: known classes and NEGATIVE, (N,) int64.
+        groups: class or source of each sample, (N,) str.
+        sample_ids: (N,) str.
+    """
+
+    path: str
+    scores: dict[str, NDArray[np.float32]]
+    predictions: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.str_]
+    sample_ids: NDArray[np.str_]
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        arrays: dict[str, NDArray[Any]] = {
+            **self.scores,
+            "predictions": self.predictions,
+            "groups": self.groups,
+            "sample_ids": self.sample_ids,
+        }
+        for name, values in arrays.items():
+            if values.shape != (count,):
+                raise ValueError(
+                    f"score set {self.path}: {name} must have shape ({count},), got {values.shape}"
+                )
+
+    def of_type(self, score_type: str) -> NDArray[np.float32]:
+        """All scores of one type, (N,)."""
+        if score_type not in self.scores:
+            raise ValueError(f"score must be one of {sorted(self.scores)}, got {score_type!r}")
+        return self.scores[score_type]
+
+    def negative_scores(self, score_type: str) -> NDArray[np.float32]:
+        """Scores of the negatives, (n,)."""
+        scores: NDArray[np.float32] = self.of_type(score_type)[is_negative(self.labels)]
+        return scores
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold with everything a user must know about it.
+
+    Attributes:
+        score_type: entry of ``openset.scores.SCORES``.
+        tau: accept iff score >= tau, in the unit of the score.
+        fpr: target.
+        confidence: of the bound.
+        n: calibration negatives.
+        k: accepted at most.
+        accepted: accepted in fact.
+        expected_fpr: (k + 1) / (n + 1).
+        fpr_upper_bound: holds with ``confidence``.
+        expected_ccr: CCR on the calibration knowns at tau; None without knowns.
+        path: path of the score set.
+    """
+
+    score_type: str
+    tau: float
+    fpr: float
+    confidence: float
+    n: int
+    k: int
+    accepted: int
+    expected_fpr: float
+    fpr_upper_bound: float
+    expected_ccr: float | None
+    path: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> OperatingPoint:
+        """Read back what ``to_dict`` wrote."""
+        names = {field.name for field in fields(cls)}
+        if content.keys() != names:
+            raise ValueError(
+                f"operating point must have the keys {sorted(names)}, got {sorted(content)}"
+            )
+        return cls(**content)
+
+
+def operating_point(
+    score_set: ScoreSet, *, score_type: str, fpr: float, confidence: float = DEFAULT_CONFIDENCE
+) -> OperatingPoint:
+    """Choose tau on a score set and say what it costs.
+
+    Raises:
+        NotCertifiable: too few negatives for this target.
+        ValueError: unknown score type or bad targets.
+    """
+    scores = score_set.of_type(score_type)
+    threshold = choose_threshold(
+        scores[score_set.labels == NEGATIVE], fpr=fpr, confidence=confidence
+    )
+    has_knowns = bool(is_known(score_set.labels).any())
+    return OperatingPoint(
+        score_type=score_type,
+        fpr=fpr,
+        confidence=confidence,
+        expected_ccr=metrics.ccr_at_tau(
+            scores, score_set.predictions, score_set.labels, tau=np.float32(threshold.tau)
+        )
+        if has_knowns
+        else None,
+        path=score_set.path,
+        **asdict(threshold),
+    )
+
+
+def save_score_sets(file: Path | str, score_sets: Iterable[ScoreSet]) -> None:
+    """Write the score sets to one ``calibration.npz`` (atomically; no pickle)."""
+    arrays: dict[str, NDArray[Any]] = {}
+    index = []
+    for number, score_set in enumerate(score_sets):
+        index.append({"path": score_set.path, "scores": sorted(score_set.scores)})
+        for score_type, values in score_set.scores.items():
+            arrays[f"{number}/scores/{score_type}"] = values.astype(np.float32)
+        for name in ("predictions", "labels", "groups", "sample_ids"):
+            arrays[f"{number}/{name}"] = getattr(score_set, name)
+    arrays["index"] = np.array(json.dumps(index, sort_keys=True))
+    target = Path(file)
+    partial = target.with_name(target.name + ".partial")
+    with partial.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+    os.replace(partial, target)
+
+
+def load_score_sets(file: Path | str | bytes) -> dict[str, ScoreSet]:
+    """Read ``calibration.npz`` from a path or from its bytes; keyed by path.
+
+    Raises:
+        ValueError: not a file of score sets.
+    """
+    source: Any = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        with np.load(source, allow_pickle=False) as content:
+            index = json.loads(str(content["index"]))
+            sets = [
+                ScoreSet(
+                    path=entry["path"],
+                    scores={name: content[f"{number}/scores/{name}"] for name in entry["scores"]},
+                    **{
+                        name: content[f"{number}/{name}"]
+                        for name in ("predictions", "labels", "groups", "sample_ids")
+                    },
+                )
+                for number, entry in enumerate(index)
+            ]
+    except (KeyError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"not a file of calibration scores: {error}") from error
+    return {score_set.path: score_set for score_set in sets}

@@ -1,0 +1,106 @@
+"""The one path that decides: network + preprocessing + score + tau, for evaluation, calibration and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from openset.decision import accept
+from openset.heads import Head, OpenSetOutput
+from openset.model_card import ModelCard, PathIdentity
+from openset.preprocessing import Preprocessing
+from openset.scores import SCORES
+
+PRECISIONS = ("float32", "bfloat16")
+
+# Scores of one path agree between batch sizes up to this much (log-odds or logits); see tests/unit/openset.
+SCORE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5}
+
+
+class Prediction(NamedTuple):
+    """What the classifier computes for N images, all on its device.
+
+    Attributes:
+        output: features, cosines, radii, logits.
+        scores: by score type, each (N,) float32.
+        predictions: index of the largest logit, (N,) int64.
+    """
+
+    output: OpenSetOutput
+    scores: dict[str, Tensor]
+    predictions: Tensor
+
+
+class OpenSetClassifier:
+    """A trained model, ready to answer.
+
+    Args:
+        network: images -> features.
+        head: features -> OpenSetOutput.
+        card: the model card.
+        preprocessing: uploads -> model input; from the card if None.
+        device: "cpu" or "cuda" or "cuda:1".
+        precision: of the backbone, "float32" or "bfloat16"; the head is always float32.
+        compiled: compile the backbone (needs a compiler on the host, and minutes).
+        digest: ``openset.model_card.path_digest`` of weights, card and preprocessing.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        head: Head,
+        card: ModelCard,
+        *,
+        preprocessing: Preprocessing | None = None,
+        device: str | torch.device = "cpu",
+        precision: str = "float32",
+        compiled: bool = False,
+        digest: str = "",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+        self.device = torch.device(device)
+        self.card = card
+        self.preprocessing = preprocessing or Preprocessing.from_dict(card.preprocessing)
+        self.precision = precision
+        self.path = PathIdentity(digest, self.device.type, precision, compiled)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.head = head.to(self.device).eval()
+        self._features = torch.compile(self.network) if compiled else self.network
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Prediction:
+        """Score images in evaluation form, uint8 (N, channels, H, W), on any device."""
+        batch = self.preprocessing.normalize(images.to(self.device, non_blocking=True))
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            features = self._features(batch)
+        output = self.head(features)
+        scores = {name: score(output) for name, score in SCORES.items()}
+        return Prediction(output, scores, output.logits.argmax(dim=1))
+
+    def decide(
+        self, prediction: Prediction, taus: Tensor, score_types: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Apply one threshold per image, on the device.
+
+        Args:
+            prediction: of N images.
+            taus: thresholds in the unit of each image's score, (N,) float32.
+            score_types: which score each image is judged by, N entries.
+
+        Returns:
+            The scores that were compared, (N,) float32, and whether each is accepted, (N,) bool. A non-finite score is
+            never accepted.
+        """
+        names = list(prediction.scores)
+        stacked = torch.stack([prediction.scores[name] for name in names])
+        rows = torch.tensor(
+            [names.index(score_type) for score_type in score_types], device=self.device
+        )
+        chosen = stacked.gather(0, rows[None, :]).squeeze(0)
+        accepted = accept(chosen, taus.to(self.device)) & torch.isfinite(chosen)
+        return chosen, accepted

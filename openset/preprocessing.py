@@ -1,0 +1,236 @@
+"""One transform for evaluation, calibration and serving: from any upload to the image the model was taught on."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+# An allow-list shuts out whole classes of decoder holes; MPO is what phone cameras call a JPEG with a preview behind it.
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 40_000_000
+MAX_SIDE = 30_000
+# Longer images lose their ends before they are resized.
+MAX_ASPECT = 16
+
+_INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+class UnreadableImage(ValueError):
+    """The bytes are not an image that we accept; the message is fit for the one who sent it."""
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise UnreadableImage("expected an image, got an empty body")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage(
+            f"the image declares too many pixels (at most {MAX_PIXELS})"
+        ) from error
+    except PIL.UnidentifiedImageError as error:
+        raise UnreadableImage(
+            f"expected an image of type {', '.join(FORMATS)}, got something else"
+        ) from error
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        raise UnreadableImage(f"the image header is broken ({type(error).__name__})") from error
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise UnreadableImage(f"the image is empty: {width}x{height}")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise UnreadableImage(
+            f"the image is {width}x{height}; at most {MAX_PIXELS} pixels and {MAX_SIDE} a side are accepted"
+        )
+    return image
+
+
+def inspect(data: bytes) -> tuple[int, int, str]:
+    """Width, height (as stored) and format of an image, without decoding a pixel.
+
+    Raises:
+        UnreadableImage: not an acceptable image.
+    """
+    image = _open(data)
+    return image.size[0], image.size[1], "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    background = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(background, rgba).convert("RGB")
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Transparency on white, every stored mode to "L" or "RGB"."""
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = _on_white(image)
+    elif image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+        # 16-bit grey: the upper byte. Pillow's own conversion clips at 255 instead.
+        image = Image.fromarray(
+            (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        )
+    return image if image.mode == mode else image.convert(mode)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How any image becomes the model's input.
+
+    Attributes:
+        mode: "L" (grey) or "RGB".
+        image_size: side of the square center crop, pixels.
+        resize: length of the short side before the crop, pixels.
+        interpolation: "nearest", "bilinear" or "bicubic" (antialiased, Pillow's kernels).
+        mean: per channel, subtracted after scaling to [0, 1]; None for the thesis' preset.
+        std: per channel, divided by.
+        polarity: "light_on_dark" for characters: what the page must draw; None where it has no meaning.
+    """
+
+    mode: str
+    image_size: int
+    resize: int
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    polarity: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("L", "RGB"):
+            raise ValueError(f'preprocessing mode must be "L" or "RGB", got {self.mode!r}')
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation must be one of {sorted(_INTERPOLATIONS)}, got {self.interpolation!r}"
+            )
+        if not 0 < self.image_size <= self.resize:
+            raise ValueError(
+                f"need 0 < image_size <= resize, got {self.image_size} and {self.resize}"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both or neither")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None:
+                if len(values) != self.channels:
+                    raise ValueError(
+                        f"{name} must have {self.channels} values for mode {self.mode}, got {len(values)}"
+                    )
+                object.__setattr__(self, name, tuple(float(value) for value in values))
+
+    @property
+    def channels(self) -> int:
+        """1 for "L", 3 for "RGB"."""
+        return 1 if self.mode == "L" else 3
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Decode an upload to a PIL image of ``mode``: EXIF orientation applied, alpha on white, first frame only.
+
+        Raises:
+            UnreadableImage: empty, another format, too large, truncated or broken.
+        """
+        image = _open(data)
+        try:
+            image.load()
+            image = _upright(image)
+            return _to_mode(image, self.mode)
+        except Exception as error:  # a decoder may raise anything on hostile bytes
+            raise UnreadableImage(
+                f"the image does not decode ({type(error).__name__}: {error})"
+            ) from error
+
+    def open(self, path: Path | str) -> Image.Image:
+        """Decode an image file; the same rules as for an upload."""
+        try:
+            return self.decode(Path(path).read_bytes())
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{os.fspath(path)}: {error}") from error
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """Short side to ``resize``, center crop to ``image_size``: PIL image -> uint8 (channels, H, W)."""
+        image = self.resized(image)
+        # torchvision's rounding, so that both give the same crop.
+        left = round((image.width - self.image_size) / 2.0)
+        top = round((image.height - self.image_size) / 2.0)
+        image = image.crop((left, top, left + self.image_size, top + self.image_size))
+        return self.to_tensor(image)
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """Short side to ``resize``, as torchvision's ``Resize`` does it on PIL images."""
+        width, height = image.size
+        short = min(width, height)
+        if max(width, height) > MAX_ASPECT * short:
+            # The crop keeps the middle alone; a 1x30000 image must not become a 28x840000 one on the way.
+            half_width, half_height = (
+                min(width, MAX_ASPECT * short) / 2,
+                min(height, MAX_ASPECT * short) / 2,
+            )
+            left, top = int(width / 2 - half_width), int(height / 2 - half_height)
+            image = image.crop((left, top, left + int(2 * half_width), top + int(2 * half_height)))
+            width, height = image.size
+        size = (
+            (self.resize, int(self.resize * height / width))
+            if width <= height
+            else (int(self.resize * width / height), self.resize)
+        )
+        return (
+            image if size == image.size else image.resize(size, _INTERPOLATIONS[self.interpolation])
+        )
+
+    def to_tensor(self, image: Image.Image) -> Tensor:
+        """PIL image of ``mode`` -> uint8 (channels, H, W), no resizing."""
+        array = np.asarray(image)
+        planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        return torch.from_numpy(planes.copy())
+
+    def from_array(self, array: NDArray[np.uint8]) -> Tensor:
+        """The same transform for pixels that are in memory: uint8 (H, W) or (H, W, 3) -> uint8 (channels, H, W)."""
+        return self.transform(_to_mode(Image.fromarray(array), self.mode))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (N, channels, H, W) -> float32 in [0, 1], then mean and std where the model has them."""
+        floats = images.float().div_(255.0)
+        if self.mean is None or self.std is None:
+            return floats
+        mean = floats.new_tensor(self.mean)[None, :, None, None]
+        std = floats.new_tensor(self.std)[None, :, None, None]
+        return (floats - mean) / std
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the model card."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Preprocessing:
+        """Read back what ``to_dict`` wrote (lists become tuples)."""
+        values = dict(content)
+        for name in ("mean", "std"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+    def identity(self) -> str:
+        """Names the transform and the libraries that carry it out; scores of another identity are not comparable."""
+        return f"{sorted(self.to_dict().items())}|pillow-{PIL.__version__}"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image

@@ -1,0 +1,1 @@
+"""Tests: unit, contract and end to end."""

@@ -1,0 +1,130 @@
+"""Small real things for tests: geometry you can picture, a tiny trained-looking model, images."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from openset.artifact import load_artifact, save_artifact, write_card
+from openset.calibration import ScoreSet, operating_point
+from openset.heads import build_head
+from openset.labels import NEGATIVE
+from openset.model_card import ModelCard
+from openset.networks import build_network
+from openset.preprocessing import Preprocessing
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def features_at(angles_deg: Sequence[float], magnitudes: Sequence[float] | None = None) -> Tensor:
+    """Two-dimensional features at given angles to the x axis, (N, 2)."""
+    radians = torch.tensor([math.radians(angle) for angle in angles_deg])
+    lengths = torch.ones(len(angles_deg)) if magnitudes is None else torch.tensor(magnitudes)
+    return torch.stack([radians.cos(), radians.sin()], dim=1) * lengths[:, None]
+
+
+def grey_image(seed: int = 0, size: tuple[int, int] = (28, 28)) -> NDArray[np.uint8]:
+    """A random grey image, (H, W) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+
+
+def image_bytes(
+    array: NDArray[np.uint8] | None = None, *, format: str = "PNG", **options: Any
+) -> bytes:
+    """Encode an array; a random 28x28 grey PNG by default."""
+    stream = io.BytesIO()
+    Image.fromarray(grey_image() if array is None else array).save(stream, format, **options)
+    return stream.getvalue()
+
+
+def tiny_card(**changes: Any) -> ModelCard:
+    """Model card of a ten-digit LeNet++ with a hard head."""
+    card = ModelCard(
+        name="tiny",
+        version="1.0",
+        loss="cos_eos",
+        options={},
+        protocol="glyphs",
+        normalization="hard",
+        scale=13.0,
+        num_classes=10,
+        feature_dim=10,
+        network="lenet_plus_plus",
+        network_options={},
+        class_ids=DIGITS,
+        class_names=DIGITS,
+        preprocessing=Preprocessing(
+            mode="L", image_size=28, resize=28, polarity="light_on_dark"
+        ).to_dict(),
+        default_score="softmax",
+        training={"seed": 0},
+    )
+    return card.with_changes(**changes)
+
+
+def tiny_artifact(folder: Path, *, samples: int = 1200, seed: int = 0, **card_changes: Any) -> Path:
+    """An artifact with random weights and a real score set: scores of random images through its own classifier.
+
+    The better-scored half are knowns labelled by the model's own prediction, the others negatives (every twentieth
+    swapped, so that the groups overlap); enough to certify 1e-2.
+    """
+    torch.manual_seed(seed)
+    card = tiny_card(**card_changes)
+    network = build_network(card.network, feature_dim=card.feature_dim, **card.network_options)
+    head = build_head(
+        card.normalization,
+        num_classes=card.num_classes,
+        feature_dim=card.feature_dim,
+        scale=card.scale,
+    )
+    save_artifact(folder, network=network, head=head, card=card)
+    classifier = load_artifact(folder)
+    images = torch.randint(0, 256, (samples, 1, 28, 28), dtype=torch.uint8)
+    # Blanking a random share of rows spreads the scores of images that would else look alike.
+    rows = torch.randint(1, 28, (samples,))
+    images *= (torch.arange(28)[None, :] < rows[:, None])[:, None, :, None]
+    batches = [classifier.predict(images[start : start + 500]) for start in range(0, samples, 500)]
+    predictions = torch.cat([batch.predictions for batch in batches]).numpy()
+    log_odds = torch.cat([batch.scores["softmax"] for batch in batches]).numpy()
+    looks_known = (log_odds >= np.median(log_odds)) ^ (np.arange(samples) % 20 == 0)
+    labels = np.where(looks_known, predictions, NEGATIVE)
+    score_set = ScoreSet(
+        path=classifier.path.key,
+        scores={
+            name: torch.cat([batch.scores[name] for batch in batches]).numpy()
+            for name in batches[0].scores
+        },
+        predictions=predictions,
+        labels=labels,
+        groups=np.array([str(label) for label in labels]),
+        sample_ids=np.array([f"random/{index}" for index in range(samples)]),
+    )
+    factory = operating_point(score_set, score_type=card.default_score, fpr=1e-2)
+    save_artifact(
+        folder,
+        network=classifier.network,
+        head=classifier.head,
+        card=card.with_changes(factory=factory.to_dict()),
+        score_sets=[score_set],
+    )
+    return folder
+
+
+__all__ = [
+    "DIGITS",
+    "features_at",
+    "grey_image",
+    "image_bytes",
+    "tiny_artifact",
+    "tiny_card",
+    "write_card",
+]

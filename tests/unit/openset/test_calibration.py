@@ -1,0 +1,182 @@
+"""The threshold's guarantee, by pinned values, by simulation and by breaking it one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from openset.calibration import (
+    NotCertifiable,
+    OperatingPoint,
+    ScoreSet,
+    choose_threshold,
+    load_score_sets,
+    negatives_needed,
+    operating_point,
+    p_value,
+    save_score_sets,
+    smallest_attainable_fpr,
+)
+from openset.labels import NEGATIVE
+
+
+@pytest.mark.parametrize(
+    ("n", "fpr", "k"),
+    [
+        (10_560, 0.1, 1005), (10_560, 0.01, 88), (10_560, 0.001, 5),
+        (17_420, 0.1, 1676), (17_420, 0.01, 152), (17_420, 0.001, 10),
+        (7_949, 0.1, 750), (7_949, 0.01, 64), (7_949, 0.001, 3),
+        (24_549, 0.1, 2377), (24_549, 0.01, 219), (24_549, 0.001, 16),
+        (299, 0.01, 0), (1_000, 0.01, 4),
+    ],
+)  # fmt: skip
+def test_allowed_count_of_the_published_protocols(n: int, fpr: float, k: int) -> None:
+    threshold = choose_threshold(np.random.default_rng(0).normal(size=n), fpr=fpr)
+    assert (threshold.k, threshold.n) == (k, n)
+    assert threshold.accepted == k
+    assert threshold.fpr_upper_bound <= fpr
+    assert threshold.expected_fpr == pytest.approx((k + 1) / (n + 1))
+
+
+def test_bound_of_four_in_a_thousand() -> None:
+    assert choose_threshold(np.arange(1000.0), fpr=0.01).fpr_upper_bound == pytest.approx(
+        0.00913, abs=5e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("confidence", "fpr", "needed"),
+    [
+        (0.9, 0.1, 22),
+        (0.9, 1e-4, 23_025),
+        (0.95, 0.05, 59),
+        (0.95, 0.01, 299),
+        (0.95, 0.001, 2_995),
+        (0.99, 0.01, 459),
+    ],
+)
+def test_fewest_negatives_and_one_less_is_refused(
+    confidence: float, fpr: float, needed: int
+) -> None:
+    assert negatives_needed(fpr, confidence=confidence) == needed
+    assert choose_threshold(np.arange(float(needed)), fpr=fpr, confidence=confidence).k == 0
+    with pytest.raises(NotCertifiable) as caught:
+        choose_threshold(np.arange(needed - 1.0), fpr=fpr, confidence=confidence)
+    assert caught.value.smallest_attainable_fpr > fpr
+    assert f"{caught.value.smallest_attainable_fpr:.3g}" in str(caught.value)
+
+
+def test_smallest_attainable_rate_is_attainable() -> None:
+    smallest = smallest_attainable_fpr(100)
+    assert choose_threshold(np.arange(100.0), fpr=smallest * (1 + 1e-9)).k == 0
+    assert smallest_attainable_fpr(0) == 1.0
+
+
+def _broken_share(n: int, fpr: float, step: int) -> float:
+    """How often FPR(tau) > fpr over 4,000 calibration draws of uniform scores; ``step`` loosens k."""
+    random = np.random.default_rng(1)
+    k = choose_threshold(random.random(n), fpr=fpr).k + step
+    # FPR at a threshold just above the (k+1)-th largest of n uniforms is 1 minus that order statistic.
+    realised = 1 - np.sort(random.random((4000, n)), axis=1)[:, n - k - 1]
+    return float((realised > fpr).mean())
+
+
+@pytest.mark.parametrize(("n", "fpr"), [(299, 0.01), (1000, 0.01), (500, 0.1)])
+def test_guarantee_holds_over_thousands_of_draws_and_one_step_looser_breaks_it(
+    n: int, fpr: float
+) -> None:
+    noise = 3.5 * np.sqrt(0.05 * 0.95 / 4000)
+    k = choose_threshold(np.arange(float(n)), fpr=fpr).k
+    for step in (0, 1):
+        assert _broken_share(n, fpr, step) == pytest.approx(
+            stats.binom.cdf(k + step, n, fpr), abs=noise
+        )
+    assert stats.binom.cdf(k, n, fpr) <= 0.05 < stats.binom.cdf(k + 1, n, fpr)
+
+
+def test_tau_rejects_the_score_it_sits_on_in_float32() -> None:
+    scores = np.full(400, 7.1, np.float64)
+    threshold = choose_threshold(scores, fpr=0.01)
+    assert np.float32(7.1) < np.float32(threshold.tau)
+    assert threshold.tau == float(np.float32(threshold.tau))
+    assert threshold.accepted == 0
+
+
+def test_ties_lower_the_accepted_count_never_raise_it() -> None:
+    scores = np.concatenate([np.zeros(900), np.ones(100)])
+    threshold = choose_threshold(scores, fpr=0.01)
+    assert threshold.k == 4
+    assert threshold.accepted == 0
+
+
+@pytest.mark.parametrize("fpr", [0.0, 1.0, -0.1, float("nan")])
+def test_targets_outside_the_unit_interval_are_refused(fpr: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        choose_threshold(np.arange(1000.0), fpr=fpr)
+
+
+def test_non_finite_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        choose_threshold([np.nan] * 1000, fpr=0.1)
+
+
+def test_p_value_counts_ties_as_at_least() -> None:
+    negatives = np.array([1.0, 2.0, 2.0, 3.0], np.float32)
+    assert [p_value(score, negatives) for score in (0.0, 2.0, 2.5, 4.0)] == [1.0, 0.8, 0.4, 0.2]
+
+
+def test_p_value_below_alpha_keeps_the_average_rate() -> None:
+    random = np.random.default_rng(0)
+    accepted = []
+    for _ in range(2000):
+        negatives = np.sort(random.normal(size=99)).astype(np.float32)
+        accepted.append(p_value(float(random.normal()), negatives) <= 0.05)
+    assert stats.binomtest(int(np.sum(accepted)), 2000, 0.05, alternative="greater").pvalue > 0.01
+
+
+def make_score_set() -> ScoreSet:
+    random = np.random.default_rng(0)
+    labels = np.where(np.arange(2000) % 2, NEGATIVE, np.arange(2000) % 10)
+    return ScoreSet(
+        path="cpu-float32-eager-0",
+        scores={"softmax": (random.normal(size=2000) + 3 * (labels >= 0)).astype(np.float32)},
+        predictions=labels.clip(0),
+        labels=labels,
+        groups=labels.astype(str),
+        sample_ids=np.arange(2000).astype(str),
+    )
+
+
+def test_score_sets_survive_the_file_and_its_bytes(tmp_path: Path) -> None:
+    score_set = make_score_set()
+    save_score_sets(tmp_path / "calibration.npz", [score_set])
+    for source in (tmp_path / "calibration.npz", (tmp_path / "calibration.npz").read_bytes()):
+        back = load_score_sets(source)["cpu-float32-eager-0"]
+        np.testing.assert_array_equal(back.scores["softmax"], score_set.scores["softmax"])
+        np.testing.assert_array_equal(back.labels, score_set.labels)
+        assert back.groups.tolist() == score_set.groups.tolist()
+
+
+def test_operating_point_states_its_price_and_survives_json() -> None:
+    score_set = make_score_set()
+    point = operating_point(score_set, score_type="softmax", fpr=0.05)
+    negatives = score_set.negative_scores("softmax")
+    assert (negatives >= np.float32(point.tau)).sum() == point.accepted == point.k
+    assert point.expected_ccr == pytest.approx(
+        (score_set.scores["softmax"][score_set.labels >= 0] >= point.tau).mean()
+    )
+    assert OperatingPoint.from_dict(point.to_dict()) == point
+
+
+def test_unknown_score_type_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="softmax"):
+        operating_point(make_score_set(), score_type="energy", fpr=0.05)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    with pytest.raises(ValueError, match="calibration scores"):
+        load_score_sets(tmp_path / "other.npz")

@@ -1,0 +1,169 @@
+"""Any upload is judged the way the model was taught."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from openset.preprocessing import Preprocessing, UnreadableImage, inspect
+from tests.factories import grey_image, image_bytes
+
+GREY = Preprocessing(mode="L", image_size=28, resize=28)
+COLOR = Preprocessing(mode="RGB", image_size=224, resize=256)
+
+
+def color_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "size", [(301, 200), (500, 375), (64, 64), (77, 133), (224, 224), (256, 256)]
+)
+def test_transform_equals_torchvisions_resize_and_center_crop(size: tuple[int, int]) -> None:
+    image = color_image(*size)
+    reference = transforms.Compose(
+        [transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()]
+    )
+    assert torch.equal(COLOR.transform(image), reference(image))
+
+
+def test_bytes_and_arrays_take_the_same_path() -> None:
+    array = grey_image()
+    from_bytes = GREY.transform(GREY.decode(image_bytes(array)))
+    assert torch.equal(from_bytes, GREY.from_array(array))
+    assert torch.equal(from_bytes[0], torch.from_numpy(array))
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = color_image(40, 20)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert COLOR.decode(encoded(image, "PNG", exif=exif)).size == (20, 40)
+
+
+def test_transparency_lies_on_white() -> None:
+    clear = Image.new("RGBA", (30, 30), (10, 20, 30, 0))
+    assert GREY.decode(encoded(clear)).getpixel((5, 5)) == 255
+    palette = Image.new("P", (30, 30), 0)
+    palette.putpalette([10, 20, 30] * 256)
+    assert COLOR.decode(encoded(palette, transparency=0)).getpixel((5, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_stored_mode_decodes_to_both_model_modes(mode: str) -> None:
+    image = Image.new(mode, (40, 30), 0 if mode in ("1", "L", "P", "I;16") else None)
+    data = encoded(image, "JPEG" if mode == "CMYK" else "PNG")
+    for preprocessing, channels in ((GREY, 1), (COLOR, 3)):
+        tensor = preprocessing.transform(preprocessing.decode(data))
+        assert tensor.dtype == torch.uint8
+        assert tensor.shape[0] == channels
+
+
+def test_sixteen_bit_grey_keeps_its_upper_byte() -> None:
+    image = Image.fromarray(np.full((30, 30), 0x8000, np.uint16))
+    assert GREY.decode(encoded(image)).getpixel((0, 0)) == 0x80
+
+
+def _png_claiming(width: int, height: int) -> bytes:
+    data = bytearray(image_bytes())
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    import zlib
+
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"not an image",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"GIF89a" + b"\0" * 50,
+        image_bytes()[:60],
+        image_bytes(format="JPEG")[:200],
+        _png_claiming(60_000, 60_000),
+        _png_claiming(12_000, 12_000),
+        _png_claiming(1, 65_535),
+        _png_claiming(0, 10),
+    ],
+    ids=[
+        "empty",
+        "byte",
+        "text",
+        "svg",
+        "gif",
+        "png-cut",
+        "jpeg-cut",
+        "bomb",
+        "144MP",
+        "long",
+        "zero",
+    ],
+)
+def test_bad_input_is_one_clear_error(data: bytes) -> None:
+    with pytest.raises(UnreadableImage) as caught:
+        COLOR.decode(data)
+    assert "Traceback" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("part", range(1, 16))
+def test_jpeg_cut_at_every_sixteenth_never_yields_a_picture(part: int) -> None:
+    data = encoded(color_image(160, 120), "JPEG")
+    with pytest.raises(UnreadableImage):
+        COLOR.decode(data[: len(data) * part // 16])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (3, 500)])
+def test_extreme_shapes_become_a_square_without_huge_intermediates(size: tuple[int, int]) -> None:
+    assert COLOR.transform(color_image(*size)).shape == (3, 224, 224)
+
+
+def test_inspect_reads_the_header_only() -> None:
+    broken_behind_the_header = encoded(color_image(123, 45), "JPEG")[:700]
+    assert inspect(broken_behind_the_header) == (123, 45, "JPEG")
+
+
+def test_normalize_scales_and_standardizes() -> None:
+    images = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
+    assert COLOR.normalize(images).unique().tolist() == [1.0]
+    standardized = Preprocessing(
+        mode="RGB", image_size=8, resize=8, mean=(0.5, 0.5, 0.0), std=(0.5, 0.25, 1.0)
+    )
+    assert standardized.normalize(images)[0, :, 0, 0].tolist() == [1.0, 2.0, 1.0]
+
+
+def test_settings_survive_the_model_card() -> None:
+    preprocessing = Preprocessing(
+        mode="RGB", image_size=8, resize=9, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    import json
+
+    assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
+
+
+def test_identity_changes_with_every_setting_and_names_the_decoder() -> None:
+    assert GREY.identity() != Preprocessing(mode="L", image_size=28, resize=32).identity()
+    assert "pillow-" in GREY.identity()
+
+
+def test_opening_a_broken_file_names_it(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(UnreadableImage, match=r"broken\.png"):
+        GREY.open(tmp_path / "broken.png")

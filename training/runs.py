@@ -1,0 +1,318 @@
+"""A run: its configuration, its folder and what can be loaded from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from training.data import ProtocolData, load_protocol
+from training.losses import build_loss, protocol_defaults
+from training.protocols import get_protocol
+
+from openset.heads import Head
+from openset.networks import build_network
+
+RUNS = Path("runs")
+CONFIG = "config.json"
+LAST = "last.pt"
+BEST = "best.pt"
+HISTORY = "history.json"
+
+# Mean and standard deviation of pixels in [0, 1]: the ImageNet training set's, and round numbers for characters.
+CHANNEL_STATISTICS = {"RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "L": ((0.5,), (0.5,))}
+
+_NETWORK_OPTIONS = ("activation", "feature_bias")
+# Where a run lies and how fast it goes do not change what is trained; they stay out of the name's digest.
+_NOT_IDENTITY = (
+    "name",
+    "data",
+    "device",
+    "workers",
+    "protocol",
+    "loss",
+    "preset",
+    "seed",
+    "epochs",
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a model is trained; science reference section 4 (thesis) and section 8.5 (modern)."""
+
+    learning_rate: float
+    batch_size: int
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_epochs: float = 0.0
+    ema_decay: float | None = None
+    augmentation: str = "thesis"
+    normalize_images: bool = False
+    precision: str = "float32"
+    max_gradient_norm: float | None = None
+
+
+PRESETS = {
+    "thesis": Preset(learning_rate=1e-3, batch_size=32),
+    "modern": Preset(
+        learning_rate=0.0625,  # 0.5 per batch of 1,024
+        batch_size=128,
+        nesterov=True,
+        weight_decay=5e-5,
+        schedule="cosine",
+        warmup_epochs=1.0,
+        ema_decay=0.999,
+        augmentation="modern",
+        normalize_images=True,
+        precision="bfloat16",
+        max_gradient_norm=5.0,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that fixes a training run; stored as ``config.json``.
+
+    Attributes:
+        protocol: entry of ``training.protocols.PROTOCOLS``.
+        loss: entry of ``training.losses.LOSSES``.
+        preset: "thesis" or "modern".
+        seed: of weights, data order and augmentation.
+        epochs: number of passes over the training data.
+        data: root of the data set, or None where the protocol needs none.
+        data_options: keyword arguments of ``load_protocol`` (digits, image_size, allow_missing_classes, ...).
+        loss_options: keyword arguments of ``build_loss``, the protocol's defaults included.
+        network: backbone.
+        network_options: its options.
+        training: the preset's values after overrides.
+        as_published: whether the published code's deviations are on.
+        device: "cpu" or "cuda".
+        workers: data loading processes.
+        name: folder below ``runs``.
+    """
+
+    protocol: str
+    loss: str
+    preset: str
+    seed: int
+    epochs: int
+    data: str | None
+    data_options: dict[str, Any]
+    loss_options: dict[str, Any]
+    network: str
+    network_options: dict[str, Any]
+    training: Preset
+    as_published: bool
+    device: str
+    workers: int
+    name: str = field(default="")
+
+    def to_json(self) -> str:
+        """Readable, deterministic JSON."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Read a configuration back; unknown keys are refused."""
+        content = json.loads(text)
+        unknown = content.keys() - {item.name for item in fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"run configuration has unknown keys {sorted(unknown)}; was it written by another release?"
+            )
+        return cls(**{**content, "training": Preset(**content["training"])})
+
+    def default_name(self) -> str:
+        """Protocol, loss, preset, seed and a digest of everything else that changes the result."""
+        content = {key: value for key, value in asdict(self).items() if key not in _NOT_IDENTITY}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:6]
+        return f"{self.protocol}-{self.loss}-{self.preset}-s{self.seed}-{digest}"
+
+    @property
+    def num_options(self) -> dict[str, Any]:
+        """Loss options without the feature dimension and the scale, which have parameters of their own."""
+        return {
+            key: value
+            for key, value in self.loss_options.items()
+            if key not in ("feature_dim", "scale")
+        }
+
+    def load_data(self, parts: Sequence[str] = ("train", "validation", "test")) -> ProtocolData:
+        """Load the protocol's data as this run saw it."""
+        data = load_protocol(
+            self.protocol,
+            data=None if self.data is None else Path(self.data),
+            parts=tuple(parts),
+            **self.data_options,
+        )
+        if not self.training.normalize_images:
+            return data
+        mean, std = CHANNEL_STATISTICS[data.preprocessing.mode]
+        return replace(data, preprocessing=replace(data.preprocessing, mean=mean, std=std))
+
+    def build_model(self, num_classes: int) -> tuple[nn.Module, Head, Any]:
+        """Fresh network, head and criterion for C classes, seeded."""
+        torch.manual_seed(self.seed)
+        feature_dim = self.feature_dim(num_classes)
+        network = build_network(self.network, feature_dim=feature_dim, **self.network_options)
+        head, criterion = build_loss(
+            self.loss,
+            num_classes=num_classes,
+            feature_dim=feature_dim,
+            scale=self.loss_options["scale"],
+            as_published=self.as_published,
+            **self.num_options,
+        )
+        return network, head, criterion
+
+    def feature_dim(self, num_classes: int) -> int:
+        """D: as configured; 0 stands for "as many as classes" (the thesis' choice)."""
+        return int(self.loss_options.get("feature_dim") or num_classes)
+
+
+def make_config(
+    protocol: str,
+    loss: str,
+    *,
+    preset: str = "thesis",
+    seed: int = 42,
+    epochs: int | None = None,
+    data: Path | str | None = None,
+    options: dict[str, Any] | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    name: str | None = None,
+) -> TrainConfig:
+    """Put a configuration together from the protocol's defaults, the preset and free options.
+
+    Args:
+        protocol: name of the protocol.
+        loss: name of the loss.
+        preset: "thesis" or "modern".
+        seed: of everything random.
+        epochs: None for the protocol's default.
+        data: root of the data.
+        options: any of the data, network, loss and preset options by name.
+        device: "auto" takes CUDA where there is one.
+        workers: data loading processes.
+        name: of the run; None for the default name.
+
+    Raises:
+        ValueError: unknown preset or protocol; unknown loss options are refused by ``build_loss``.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
+    definition = get_protocol(protocol)
+    characters = definition.kind == "characters"
+    free = dict(options or {})
+    as_published = bool(free.pop("as_published", False))
+    if as_published:
+        free = {"feature_bias": True, **free}
+        if characters:
+            free = {
+                "activation": "none",
+                **({} if protocol == "glyphs" else {"digits": "mnist"}),
+                **free,
+            }
+    training = replace(
+        PRESETS[preset],
+        **{key: free.pop(key) for key in [item.name for item in fields(Preset)] if key in free},
+    )
+    data_keys = (
+        "digits",
+        "image_size",
+        "allow_missing_classes",
+        "on_unreadable",
+        "split_seed",
+        "download",
+        "size",
+    )
+    data_options = {key: free.pop(key) for key in data_keys if key in free}
+    if "split_seed" in data_options:
+        data_options["seed"] = data_options.pop("split_seed")
+    network_options = {key: free.pop(key) for key in _NETWORK_OPTIONS if key in free}
+    defaults = dict(protocol_defaults(protocol, loss))
+    default_epochs = int(defaults.pop("epochs"))
+    resolved = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if resolved.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {resolved!r} was asked for, but this machine offers no CUDA device to torch"
+        )
+    config = TrainConfig(
+        protocol=protocol,
+        loss=loss,
+        preset=preset,
+        seed=seed,
+        epochs=default_epochs if epochs is None else epochs,
+        data=None if data is None else str(data),
+        data_options=data_options,
+        loss_options={**defaults, **free},
+        network="lenet_plus_plus" if characters else "resnet50",
+        network_options=network_options,
+        training=training,
+        as_published=as_published,
+        device=resolved,
+        workers=workers,
+    )
+    return replace(config, name=name or config.default_name())
+
+
+class Run:
+    """The folder of a finished or unfinished run.
+
+    Raises:
+        FileNotFoundError: the folder holds no configuration.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        file = self.folder / CONFIG
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} does not exist; expected the folder of a run (runs/<name>), made by python -m training.train"
+            )
+        self.config = TrainConfig.from_json(file.read_text())
+
+    @property
+    def artifact(self) -> Path:
+        """Where the exported artifact lies."""
+        return self.folder / "artifact"
+
+    def load_checkpoint(self, which: str = "last") -> dict[str, Any]:
+        """The stored state, on the CPU."""
+        file = self.folder / {"last": LAST, "best": BEST}[which]
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist; train the run first")
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return state
+
+    def load_model(self, which: str = "last") -> tuple[nn.Module, Head]:
+        """Network and head of a checkpoint, in evaluation mode on the CPU; averaged weights where the preset has them."""
+        state = self.load_checkpoint(which)
+        network, head, _ = self.config.build_model(state["num_classes"])
+        model = nn.ModuleDict({"network": network, "head": head})
+        model.load_state_dict(state["averaged"] or state["model"])
+        if state.get("head_scale") is not None:
+            head.scale = float(state["head_scale"])
+        return network.eval(), head.eval()
+
+    def protocol_data(self, parts: Sequence[str] = ("train", "validation", "test")) -> ProtocolData:
+        """The data of the run's protocol."""
+        return self.config.load_data(parts)
+
+
+def write_atomically(file: Path, content: str) -> None:
+    """Replace a text file in one step."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(content)
+    os.replace(partial, file)

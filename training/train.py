@@ -1,0 +1,140 @@
+"""Train a model: ``python -m training.train --protocol glyphs --loss cos_eos``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from training.data import MissingClasses
+from training.losses import LOSSES
+from training.protocols import PROTOCOLS
+
+from training.engine import Trainer, TrainingDiverged, prepare_folder
+from training.runs import PRESETS, RUNS, Run, TrainConfig, make_config
+
+logger = logging.getLogger(__name__)
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """Read ``key=value``; the value is JSON where that parses (numbers, true, null), else text."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, {"True": True, "False": False, "None": None}.get(value, value)
+
+
+def train(config: TrainConfig, *, runs: Path = RUNS, show_progress: bool = True) -> Run:
+    """Train, or continue, the run of a configuration and return it.
+
+    Raises:
+        TrainingDiverged: the loss is not finite.
+        ValueError: the folder holds another run, or data or options do not fit.
+    """
+    folder = runs / config.name
+    data = config.load_data(("train", "validation"))
+    for note in data.notes:
+        logger.warning("%s", note)
+    trainer = Trainer(config, data, folder, show_progress=show_progress)
+    prepare_folder(folder, config)
+    if trainer.resume():
+        progress = trainer.progress
+        logger.info("continuing %s at epoch %d, step %d", folder, progress.epoch + 1, progress.step)
+    trainer.run()
+    return Run(folder)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
+    parser.add_argument("--protocol", required=True, choices=sorted(PROTOCOLS))
+    parser.add_argument(
+        "--loss",
+        required=True,
+        choices=sorted(LOSSES),
+        metavar="LOSS",
+        help=", ".join(sorted(LOSSES)),
+    )
+    parser.add_argument(
+        "--data", type=Path, help="root of the data set (toy: EMNIST; p1-p3: ImageNet layout)"
+    )
+    parser.add_argument("--epochs", type=int, help="default: the protocol's")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="thesis")
+    parser.add_argument(
+        "--digits", choices=("emnist", "mnist"), help="source of the toy protocol's digits"
+    )
+    parser.add_argument(
+        "--image-size", type=int, help="side of the model's input, pixels (p1-p3; default 224)"
+    )
+    parser.add_argument(
+        "--allow-missing-classes",
+        action="store_true",
+        help="restrict the protocol to what is there",
+    )
+    parser.add_argument(
+        "--option", "-o", type=parse_option, action="append", default=[], metavar="KEY=VALUE",
+        help="any option of the loss, network, data or preset, e.g. feature_dim=117; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="of the backbone; default: the preset's",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="data loading processes")
+    parser.add_argument(
+        "--name", help="folder below runs/; default: protocol, loss, preset, seed and a digest"
+    )
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 on success, 1 with one clear line otherwise."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = dict(arguments.option)
+    for key in ("digits", "image_size", "precision"):
+        if getattr(arguments, key) is not None:
+            options[key] = getattr(arguments, key)
+    if arguments.allow_missing_classes:
+        options["allow_missing_classes"] = True
+    try:
+        config = make_config(
+            arguments.protocol,
+            arguments.loss,
+            preset=arguments.preset,
+            seed=arguments.seed,
+            epochs=arguments.epochs,
+            data=arguments.data,
+            options=options,
+            device=arguments.device,
+            workers=arguments.workers,
+            name=arguments.name,
+        )
+        run = train(config, runs=arguments.runs, show_progress=not arguments.quiet)
+    except (ValueError, MissingClasses, TrainingDiverged, OSError) as error:
+        logger.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("interrupted; the same command continues where it stopped")
+        return 130
+    logger.info(
+        "trained: %s (next: make evaluate RUN=%s, make export RUN=%s)",
+        run.folder,
+        run.folder,
+        run.folder,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
