@@ -1,0 +1,1 @@
+"""From data to a calibrated artifact: protocols, losses, engine, evaluation, export."""

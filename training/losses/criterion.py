@@ -1,0 +1,193 @@
+"""The criterion: terms, margin and denominators of one loss, put together from its specification."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openset import geometry
+from openset.heads import Head, OpenSetOutput, build_head
+from openset.labels import is_known
+from training.losses import terms
+from training.losses.margins import margin_logits
+from training.losses.table import AS_PUBLISHED, LOSSES, RING, SYMMETRIC_OBJECTOSPHERE, LossSpec
+
+DEFAULT_MAGNITUDE_WEIGHT = 0.01
+
+
+class OpenSetCriterion(nn.Module):
+    """loss = mean(classification term) + magnitude_weight * mean(magnitude term); science reference section 2.3.
+
+    Samples without a class are ignored, also in the denominator, by losses that use no negatives. A batch without
+    knowns has a cross-entropy of 0 with zero gradient.
+
+    Args:
+        spec: entry of the table.
+        target_magnitude: xi, used by magnitude terms.
+        magnitude_weight: lambda.
+        detach_radial: see ``margins.margin_logits``.
+        margin_warmup_epochs: the margin grows linearly from 0 over this many epochs.
+    """
+
+    def __init__(
+        self,
+        spec: LossSpec,
+        *,
+        target_magnitude: float,
+        magnitude_weight: float = DEFAULT_MAGNITUDE_WEIGHT,
+        detach_radial: bool = False,
+        margin_warmup_epochs: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if spec.cce_mean not in ("all", "known"):
+            raise ValueError(f'cce_mean must be "all" or "known", got {spec.cce_mean!r}')
+        self.spec = spec
+        self.target_magnitude = float(target_magnitude)
+        self.magnitude_weight = float(magnitude_weight)
+        self.detach_radial = detach_radial
+        self.margin_warmup_epochs = float(margin_warmup_epochs)
+        self.margin_factor = 1.0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the share of the margin for an epoch (from 0)."""
+        warmup = self.margin_warmup_epochs
+        self.margin_factor = min(1.0, epoch / warmup) if warmup else 1.0
+
+    def forward(self, output: OpenSetOutput, labels: Tensor) -> Tensor:
+        """Scalar loss of a batch.
+
+        Args:
+            output: of the head for N samples.
+            labels: 0..C-1, or NEGATIVE, (N,).
+
+        Raises:
+            ValueError: the batch is empty.
+        """
+        if not len(labels):
+            raise ValueError(
+                "the loss of an empty batch is undefined; expected at least one sample, got 0"
+            )
+        spec = self.spec
+        with torch.autocast(labels.device.type, enabled=False):
+            logits = margin_logits(
+                output,
+                labels,
+                spec.margin,
+                factor=self.margin_factor,
+                detach_radial=self.detach_radial,
+            )
+            known = is_known(labels)
+            known_count = known.sum().clamp(min=1)
+            everyone = known_count if not spec.uses_negatives else len(labels)
+            if spec.entropic:
+                loss = terms.entropic_open_set_loss(logits, labels).sum() / everyone
+            else:
+                divisor = known_count if spec.cce_mean == "known" else everyone
+                loss = terms.cross_entropy(logits, labels).sum() / divisor
+            if spec.magnitude is None:
+                return loss
+            magnitude = self._magnitude_term(output, labels)
+            if not spec.uses_negatives:
+                magnitude = torch.where(known, magnitude, torch.zeros_like(magnitude))
+            return loss + self.magnitude_weight * magnitude.sum() / everyone
+
+    def _magnitude_term(self, output: OpenSetOutput, labels: Tensor) -> Tensor:
+        magnitudes = geometry.magnitudes(output.features)
+        if self.spec.magnitude == RING:
+            return terms.ring_loss(magnitudes, target_magnitude=self.target_magnitude)
+        return terms.objectosphere_loss(
+            magnitudes,
+            labels,
+            target_magnitude=self.target_magnitude,
+            symmetric=self.spec.magnitude == SYMMETRIC_OBJECTOSPHERE,
+        )
+
+
+_CRITERION_OPTIONS = (
+    "target_magnitude",
+    "magnitude_weight",
+    "detach_radial",
+    "margin_warmup_epochs",
+)
+_SPEC_OPTIONS = {
+    "head": "normalization",
+    "unit_centers": "unit_centers",
+    "cce_mean": "cce_mean",
+    "center_norm": "center_norm",
+}
+
+
+def allowed_options(spec: LossSpec) -> set[str]:
+    """Options that mean something for this loss."""
+    allowed = {"margin_warmup_epochs", "detach_radial"} if spec.margin is not None else set()
+    if spec.margin is not None:
+        allowed |= {field.name for field in dataclasses.fields(spec.margin)}
+    if spec.magnitude is not None:
+        allowed |= {"target_magnitude", "magnitude_weight"}
+    if not spec.entropic:
+        allowed.add("cce_mean")
+    if spec.normalization != "none":
+        allowed |= {"head", "center_norm"}
+    if spec.normalization == "soft":
+        allowed.add("unit_centers")
+    return allowed
+
+
+def build_loss(
+    name: str,
+    *,
+    num_classes: int,
+    feature_dim: int,
+    scale: float,
+    as_published: bool = False,
+    **options: Any,
+) -> tuple[Head, OpenSetCriterion]:
+    """Build the head and the criterion of a loss.
+
+    Args:
+        name: entry of ``LOSSES``.
+        num_classes: C.
+        feature_dim: D.
+        scale: s, the radius of hard heads and the target magnitude of soft ones.
+        as_published: take the specification of the author's code (science reference section 2.6).
+        options: margins (``cosine_margin``, ``angular_margin``, ``monotone``, ``multiplicative_margin``,
+            ``logit_margin``), ``target_magnitude`` (default: scale), ``magnitude_weight``, ``detach_radial``,
+            ``margin_warmup_epochs``, ``head`` ("soft" or "hard"), ``unit_centers``, ``cce_mean``, ``center_norm``.
+
+    Raises:
+        ValueError: unknown loss, or an option that this loss does not have.
+    """
+    table = AS_PUBLISHED if as_published else LOSSES
+    if name not in table:
+        raise ValueError(f"loss must be one of {sorted(table)}, got {name!r}")
+    spec = table[name]
+    allowed = allowed_options(LOSSES[name])
+    if unknown := sorted(options.keys() - allowed):
+        raise ValueError(
+            f"loss {name!r} has no option {', '.join(unknown)}; it has: {', '.join(sorted(allowed)) or 'none'}"
+        )
+    changes = {_SPEC_OPTIONS[key]: value for key, value in options.items() if key in _SPEC_OPTIONS}
+    if spec.margin is not None:
+        margin_fields = {field.name for field in dataclasses.fields(spec.margin)}
+        changes["margin"] = dataclasses.replace(
+            spec.margin, **{key: value for key, value in options.items() if key in margin_fields}
+        )
+    spec = dataclasses.replace(spec, **changes)
+    head = build_head(
+        spec.normalization if spec.unit_centers else "none",
+        num_classes=num_classes,
+        feature_dim=feature_dim,
+        scale=scale,
+        center_norm=spec.center_norm,
+    )
+    criterion = OpenSetCriterion(
+        spec,
+        **{
+            "target_magnitude": scale,
+            **{key: value for key, value in options.items() if key in _CRITERION_OPTIONS},
+        },
+    )
+    return head, criterion
