@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from training.data import ProtocolData, Split, training_loader
-from training.losses import LOSSES
 
 from openset.labels import is_known, is_negative
 from openset.preprocessing import Preprocessing
+from training.data import ProtocolData, Split, training_loader
+from training.losses import LOSSES
 from training.runs import BEST, CONFIG, HISTORY, LAST, Preset, TrainConfig, write_atomically
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from training.data import ProtocolData, load_protocol
-from training.losses import build_loss, protocol_defaults
-from training.protocols import get_protocol
 
 from openset.heads import Head
 from openset.networks import build_network
+from training.data import ProtocolData, load_protocol
+from training.losses import build_loss, protocol_defaults
+from training.protocols import get_protocol
 
 RUNS = Path("runs")
 CONFIG = "config.json"

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from training.data import MissingClasses
+from training.engine import Trainer, TrainingDiverged, prepare_folder
 from training.losses import LOSSES
 from training.protocols import PROTOCOLS
-
-from training.engine import Trainer, TrainingDiverged, prepare_folder
 from training.runs import PRESETS, RUNS, Run, TrainConfig, make_config
 
 logger = logging.getLogger(__name__)

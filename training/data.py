@@ -1,0 +1,302 @@
+"""Data of a protocol: three parts with labels and groups, and the batches of an epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from openset.labels import NEGATIVE, UNKNOWN, is_known
+from openset.preprocessing import Preprocessing, UnreadableImage
+from training.augmentation import augment
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "validation", "test")
+
+
+class MissingClasses(ValueError):
+    """The data set lacks classes of the protocol."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Photographs on disk.
+
+    Attributes:
+        paths: one file per sample.
+        on_unreadable: "fail" stops at a broken file, "skip" leaves it out, names and counts it.
+    """
+
+    paths: list[str]
+    on_unreadable: str = "fail"
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a protocol.
+
+    Attributes:
+        images: uint8 (N, channels, H, W) in evaluation form, or files.
+        labels: 0..C-1, NEGATIVE or UNKNOWN, (N,) int64.
+        groups: class identifier of each sample, (N,) str.
+        sample_ids: (N,) str.
+    """
+
+    images: Tensor | ImageFiles
+    labels: NDArray[np.int64]
+    groups: NDArray[np.str_]
+    sample_ids: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: NDArray[Any]) -> Split:
+        """The samples at ``indices``, in that order."""
+        images = self.images
+        if isinstance(images, ImageFiles):
+            chosen: Tensor | ImageFiles = replace(images, paths=[images.paths[i] for i in indices])
+        else:
+            chosen = images[torch.as_tensor(indices)]
+        return Split(chosen, self.labels[indices], self.groups[indices], self.sample_ids[indices])
+
+    def counts(self) -> dict[str, int]:
+        """How many samples each group of labels holds."""
+        return {
+            "known": int(is_known(self.labels).sum()),
+            "negative": int((self.labels == NEGATIVE).sum()),
+            "unknown": int((self.labels == UNKNOWN).sum()),
+        }
+
+    def batches(
+        self, batch_size: int, preprocessing: Preprocessing, *, workers: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor, NDArray[np.int64]]]:
+        """All samples in order: uint8 images in evaluation form, labels (n,), indices (n,)."""
+        order = np.arange(len(self))
+        chunks = [order[start : start + batch_size] for start in range(0, len(self), batch_size)]
+        if isinstance(self.images, Tensor):
+            for chunk in chunks:
+                part = slice(chunk[0], chunk[-1] + 1)
+                yield self.images[part], torch.from_numpy(self.labels[part]), chunk
+            return
+        loader = _file_loader(
+            _Photographs(self.images, preprocessing), chunks, workers, self.images.on_unreadable
+        )
+        for images, indices in loader:
+            yield images, torch.from_numpy(self.labels[indices]), indices
+
+
+@dataclass(frozen=True, eq=False)
+class ProtocolData:
+    """A protocol's data, ready for training and evaluation.
+
+    Attributes:
+        name: of the protocol.
+        class_ids: known classes that are present, index = label.
+        class_names: for people.
+        preprocessing: evaluation transform.
+        train: knowns and negatives.
+        validation: knowns and negatives.
+        test: knowns, negatives and unknowns.
+        notes: what a reader of any result must be told.
+        counts: samples by part and group.
+    """
+
+    name: str
+    class_ids: list[str]
+    class_names: list[str]
+    preprocessing: Preprocessing
+    train: Split
+    validation: Split
+    test: Split
+    notes: list[str]
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def load_protocol(
+    name: str,
+    *,
+    data: Path | None = None,
+    digits: str = "emnist",
+    seed: int = 4242,
+    allow_missing_classes: bool = False,
+    image_size: int | None = None,
+    on_unreadable: str = "fail",
+    download: bool = False,
+    size: str = "full",
+    cache_dir: Path = Path(".cache"),
+    parts: Sequence[str] = PARTS,
+) -> ProtocolData:
+    """Load a protocol.
+
+    Args:
+        name: entry of ``training.protocols.PROTOCOLS``.
+        data: root of EMNIST (toy) or of an ImageNet tree (p1-p3); not used by glyphs.
+        digits: "emnist" or "mnist", the toy protocol's knowns.
+        seed: of the split into training and validation; 4242 gives the published files of p1-p3.
+        allow_missing_classes: restrict p1-p3 to the classes that are there, and say so.
+        image_size: side of the model's input for p1-p3; default 224.
+        on_unreadable: "fail" or "skip".
+        download: let torchvision fetch EMNIST or MNIST into ``data``.
+        size: "full" or "small", of glyphs.
+        cache_dir: where rendered glyphs are kept.
+        parts: what to load; parts left out are empty.
+
+    Raises:
+        MissingClasses: classes are missing and that was not allowed.
+        FileNotFoundError: the data set is not there; says where it was looked for.
+        ValueError: an option out of range.
+    """
+    # Imported here: the readers need Split, and each protocol needs one of them only.
+    from training import characters, glyphs, imagenet
+    from training.protocols import get_protocol
+
+    protocol = get_protocol(name)
+    if on_unreadable not in ("fail", "skip"):
+        raise ValueError(f'on_unreadable must be "fail" or "skip", got {on_unreadable!r}')
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"parts must be among {PARTS}, got {sorted(unknown)}")
+    if name == "glyphs":
+        loaded = glyphs.load(protocol, size=size, seed=seed, cache_dir=cache_dir)
+    elif protocol.kind == "characters":
+        loaded = characters.load(protocol, data=data, digits=digits, seed=seed, download=download)
+    else:
+        loaded = imagenet.load(
+            protocol,
+            data=data,
+            seed=seed,
+            allow_missing_classes=allow_missing_classes,
+            image_size=image_size or 224,
+            on_unreadable=on_unreadable,
+        )
+    counts = {part: getattr(loaded, part).counts() for part in PARTS}
+    empty = {
+        part: getattr(loaded, part).subset(np.arange(0)) for part in PARTS if part not in parts
+    }
+    return replace(loaded, counts=counts, **empty)
+
+
+def stratified_split(
+    groups: NDArray[Any], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of a random ``share`` of every group, and of the rest; both ascending."""
+    random = np.random.default_rng(seed)
+    first = []
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        first.append(random.permutation(members)[: round(share * len(members))])
+    chosen = np.zeros(len(groups), dtype=bool)
+    chosen[np.concatenate(first)] = True
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def training_loader(
+    split: Split,
+    *,
+    preprocessing: Preprocessing,
+    augmentation: str,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    workers: int = 0,
+    include_negatives: bool = True,
+    skip_batches: int = 0,
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Shuffled batches of one epoch: uint8 images (n, channels, H, W) and labels (n,); the last may be smaller.
+
+    Order and augmentation are a function of (seed, epoch) alone: a resumed run, or one with another number of workers,
+    sees the same data. Characters are not augmented.
+    """
+    candidates = (
+        np.arange(len(split)) if include_negatives else np.flatnonzero(is_known(split.labels))
+    )
+    order = np.random.default_rng([seed, epoch]).permutation(candidates)
+    starts = range(skip_batches * batch_size, len(order), batch_size)
+    chunks = [order[start : start + batch_size] for start in starts]
+    labels = torch.from_numpy(split.labels)
+    if isinstance(split.images, Tensor):
+        for chunk in chunks:
+            indices = torch.from_numpy(chunk)
+            yield split.images[indices], labels[indices]
+        return
+    photographs = _Photographs(split.images, preprocessing, augmentation, (seed, epoch))
+    for images, indices in _file_loader(photographs, chunks, workers, split.images.on_unreadable):
+        yield images, labels[torch.from_numpy(indices)]
+
+
+class _Photographs(Dataset[tuple[Tensor | str, int]]):
+    """Decodes one file: its evaluation form, or a random view if an augmentation is named."""
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        preprocessing: Preprocessing,
+        augmentation: str | None = None,
+        seeds: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.files, self.preprocessing = files, preprocessing
+        self.augmentation, self.seeds = augmentation, seeds
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | str, int]:
+        try:
+            image = self.preprocessing.open(self.files.paths[index])
+        except UnreadableImage as error:
+            return str(error), index
+        if self.augmentation is None:
+            return self.preprocessing.transform(image), index
+        random = np.random.default_rng([*self.seeds, index])
+        return augment(image, self.preprocessing, self.augmentation, random), index
+
+
+def _collate(
+    samples: list[tuple[Tensor | str, int]],
+) -> tuple[Tensor, NDArray[np.int64], list[str]]:
+    good = [(image, index) for image, index in samples if isinstance(image, Tensor)]
+    bad = [image for image, _ in samples if isinstance(image, str)]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    return images, np.array([index for _, index in good], dtype=np.int64), bad
+
+
+def _file_loader(
+    dataset: _Photographs, chunks: list[NDArray[np.int64]], workers: int, on_unreadable: str
+) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[chunk.tolist() for chunk in chunks],
+        num_workers=workers,
+        collate_fn=_collate,
+    )
+    skipped: Counter[str] = Counter()
+    for images, indices, unreadable in loader:
+        if unreadable and on_unreadable == "fail":
+            raise UnreadableImage(
+                f"{unreadable[0]}; repair or remove the file, or pass on_unreadable=skip to leave such files out"
+            )
+        for message in unreadable:
+            skipped[message] += 1
+            logger.warning("left out: %s", message)
+        if len(indices):
+            yield images, indices
+    if skipped:
+        logger.warning("%d unreadable images were left out of %d", skipped.total(), len(dataset))
+
+
+def batch_count(split: Split, batch_size: int) -> int:
+    """How many batches ``Split.batches`` yields."""
+    return math.ceil(len(split) / batch_size)

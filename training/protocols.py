@@ -1,0 +1,86 @@
+"""The open-set protocols: which classes are known, negative and unknown.
+
+``p1`` to ``p3`` are the second published version of the ImageNet protocols (Palechor, Bhoumik, Günther, WACV 2023).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+DIGITS = tuple("0123456789")
+# Letters without G, I, L, O: they look like 9, 1, 1 and 0.
+NEGATIVE_LETTERS = tuple("ABCDEFHJKMN")
+UNKNOWN_LETTERS = tuple("PQRSTUVWXYZ")
+
+PROTOCOLS = ("glyphs", "toy", "toy_vis", "p1", "p2", "p3")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Class lists of a protocol.
+
+    Attributes:
+        name: entry of ``PROTOCOLS``.
+        kind: "characters" (28x28 grey) or "imagenet" (photographs).
+        known: identifiers of known classes; a class's label is its rank here.
+        negative: identifiers of classes shown in training without a label.
+        unknown: identifiers of classes shown in the test only.
+        class_names: identifier -> name for people.
+    """
+
+    name: str
+    kind: str
+    known: tuple[str, ...]
+    negative: tuple[str, ...]
+    unknown: tuple[str, ...]
+    class_names: dict[str, str]
+
+
+def _read_list(name: str) -> dict[str, object]:
+    folder = resources.files("training") / "protocol_lists"
+    content = (folder / f"{name}.json").read_bytes()
+    sums = dict(reversed(line.split()) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    if hashlib.sha256(content).hexdigest() != sums[f"{name}.json"]:
+        raise ValueError(
+            f"training/protocol_lists/{name}.json does not match its checksum; restore the file from the repository"
+        )
+    parsed: dict[str, object] = json.loads(content)
+    return parsed
+
+
+@cache
+def get_protocol(name: str) -> Protocol:
+    """Look a protocol up.
+
+    Raises:
+        ValueError: unknown name, or a damaged class list.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {PROTOCOLS}, got {name!r}")
+    if name in ("glyphs", "toy", "toy_vis"):
+        everything = DIGITS + NEGATIVE_LETTERS + UNKNOWN_LETTERS
+        return Protocol(
+            name,
+            "characters",
+            DIGITS,
+            NEGATIVE_LETTERS,
+            UNKNOWN_LETTERS,
+            {character: character for character in everything},
+        )
+    lists, names = _read_list(name), _read_list("names")
+    groups = {group: tuple(lists[group]) for group in ("known", "negative", "unknown")}  # type: ignore[arg-type]
+    present = {wnid: str(names[wnid]) for group in groups.values() for wnid in group}
+    return Protocol(name, "imagenet", class_names=_distinct(present), **groups)
+
+
+def _distinct(names: dict[str, str]) -> dict[str, str]:
+    """Two classes of ImageNet may share a name (crane, maillot); those carry their identifier too."""
+    values = list(names.values())
+    return {
+        wnid: name if values.count(name) == 1 else f"{name} ({wnid})"
+        for wnid, name in names.items()
+    }
