@@ -24,7 +24,7 @@ LAYERS = [
     {"labels", "geometry", "model_card"},
     {"preprocessing", "heads", "scores", "decision"},
     {"networks", "metrics", "calibration"},
-    {"classifier"},
+    {"classifier", "answers"},
     {"artifact"},
 ]
 

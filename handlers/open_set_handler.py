@@ -1,0 +1,202 @@
+"""TorchServe handler: images in, a label or "unknown" out, each judged by its own threshold, on the device.
+
+It never raises: in TorchServe an exception costs the whole batch. An image that fails is answered in its own slot, its
+neighbours are untouched. The gateway sends the operating point with every request; without it the factory operating
+point of the model card applies.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+
+from openset import geometry
+from openset.answers import BadOperatingPoint, Refusal, document, read_question
+from openset.artifact import load_artifact, weights_digest
+from openset.classifier import OpenSetClassifier
+from openset.preprocessing import UnreadableImage, inspect
+
+logger = logging.getLogger(__name__)
+
+_JSON = "application/json"
+_PROBLEM = "application/problem+json"
+
+
+class OpenSetHandler:
+    """Life cycle of the worker: ``initialize`` once, ``handle`` per batch."""
+
+    classifier: OpenSetClassifier
+
+    def initialize(self, context: Any) -> None:
+        """Load the artifact and warm up every batch size that can occur; the worker is ready when this returns.
+
+        Raises:
+            RuntimeError: another device was demanded (``OPENSET_REQUIRE_DEVICE``) than there is.
+        """
+        # The worker logs several lines per batch at INFO; the frontend must stay at INFO to show tracebacks.
+        logging.getLogger().setLevel(logging.WARNING)
+        properties = context.system_properties
+        settings = (getattr(context, "model_yaml_config", None) or {}).get("handler") or {}
+        device = self._choose_device(settings.get("device", "auto"), properties.get("gpu_id"))
+        folder = Path(properties["model_dir"])
+        self.classifier = load_artifact(
+            folder,
+            device=device,
+            precision=settings.get("precision", "float32"),
+            compiled=bool(settings.get("compiled", False)),
+        )
+        self.weights_sha256 = weights_digest(folder)
+        self.path = self.classifier.path.key
+        threads = int(settings.get("decode_threads") or max(1, min(8, (os.cpu_count() or 1) // 2)))
+        self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._warm_up(int(properties.get("batch_size") or 1))
+
+    @staticmethod
+    def _choose_device(wish: str, gpu_id: int | None) -> str:
+        usable = gpu_id is not None and torch.cuda.is_available()
+        demanded = os.environ.get("OPENSET_REQUIRE_DEVICE") or (wish if wish != "auto" else None)
+        if demanded == "cuda" and not usable:
+            raise RuntimeError(
+                f"a CUDA device was demanded, but TorchServe assigned gpu_id={gpu_id} and torch reports "
+                f"cuda available={torch.cuda.is_available()}; check the driver, CUDA_VISIBLE_DEVICES and "
+                "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+            )
+        if demanded == "cpu" or not usable:
+            return "cpu"
+        torch.cuda.set_device(gpu_id)
+        return f"cuda:{gpu_id}"
+
+    def _warm_up(self, batch_size: int) -> None:
+        preprocessing = self.classifier.preprocessing
+        side, channels = preprocessing.image_size, preprocessing.channels
+        for count in range(1, batch_size + 1):
+            self.classifier.predict(torch.zeros(count, channels, side, side, dtype=torch.uint8))
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
+        """Answer a batch: one JSON document per request, in order."""
+        requests = list(
+            self.decoders.map(lambda i: self._read(data[i], context, i), range(len(data)))
+        )
+        sound = [request for request in requests if not isinstance(request, Refusal)]
+        answers = iter(self._answer(sound))
+        results = []
+        for index, request in enumerate(requests):
+            answer = request if isinstance(request, Refusal) else next(answers)
+            if isinstance(answer, Refusal):
+                context.set_response_status(answer.status, answer.title, index)
+                context.set_response_content_type(index, _PROBLEM)
+                results.append(orjson.dumps(answer))
+            else:
+                context.set_response_content_type(index, _JSON)
+                results.append(orjson.dumps(answer))
+        return results
+
+    def _read(self, row: dict[str, Any], context: Any, index: int) -> tuple[Any, ...] | Refusal:
+        """Question, uint8 image, facts about the image; or why there is none."""
+        started = time.perf_counter()
+        try:
+            question = read_question(
+                lambda name: context.get_request_header(index, name), self.classifier.card
+            )
+            body = row.get("body", row.get("data"))
+            if not isinstance(body, bytes | bytearray):
+                raise UnreadableImage(f"expected image bytes, got {type(body).__name__}")
+            image_bytes = bytes(body)
+            width, height, kind = inspect(image_bytes)
+            preprocessing = self.classifier.preprocessing
+            image = preprocessing.transform(preprocessing.decode(image_bytes))
+            decode_ms = (time.perf_counter() - started) * 1e3
+            return question, image, {"width": width, "height": height, "format": kind}, decode_ms
+        except BadOperatingPoint as error:
+            return Refusal(400, "/problems/bad-operating-point", "Bad operating point", str(error))
+        except UnreadableImage as error:
+            return Refusal(422, "/problems/unreadable-image", "Unreadable image", str(error))
+        except Exception:
+            logger.exception("request %d of the batch failed", index)
+            return _failure("the image could not be processed")
+
+    def _answer(self, requests: list[tuple[Any, ...]]) -> list[dict[str, Any] | Refusal]:
+        if not requests:
+            return []
+        try:
+            return self._predict(requests)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if len(requests) == 1:
+                return [
+                    Refusal(
+                        507,
+                        "/problems/out-of-memory",
+                        "Out of memory",
+                        "the device ran out of memory",
+                    )
+                ]
+            half = len(requests) // 2
+            return self._answer(requests[:half]) + self._answer(requests[half:])
+        except Exception as error:
+            logger.exception("a batch of %d failed", len(requests))
+            if "CUDA" in str(error):
+                # The CUDA context may be broken for good; the frontend starts a clean worker.
+                sys.stderr.flush()
+                os._exit(70)
+            return [_failure("the batch could not be processed")] * len(requests)
+
+    def _predict(self, requests: list[tuple[Any, ...]]) -> list[dict[str, Any] | Refusal]:
+        started = time.perf_counter()
+        classifier, card = self.classifier, self.classifier.card
+        questions, images, facts, decode_ms = zip(*requests, strict=True)
+        prediction = classifier.predict(torch.stack(images))
+        taus = torch.tensor([question.tau for question in questions], dtype=torch.float32)
+        scores, accepted = classifier.decide(
+            prediction, taus, [question.score_type for question in questions]
+        )
+        logits, cosines = prediction.output.logits, prediction.output.cosines
+        degrees = geometry.angles(cosines).rad2deg()
+        # One copy from the device to the host for everything that is answered.
+        columns = [
+            scores[:, None],
+            accepted[:, None].float(),
+            logits,
+            logits.softmax(dim=1),
+            cosines,
+            degrees,
+        ]
+        packed = torch.cat(columns, dim=1).cpu().numpy()
+        per_class = packed[:, 2:].reshape(len(requests), 4, card.num_classes)
+        compute_ms = (time.perf_counter() - started) * 1e3
+        return [
+            {
+                **document(
+                    questions[i],
+                    card,
+                    score=float(packed[i, 0]),
+                    accepted=bool(packed[i, 1]),
+                    logits=per_class[i, 0],
+                    probabilities=per_class[i, 1],
+                    cosines=per_class[i, 2],
+                    angles_deg=per_class[i, 3],
+                ),
+                "image": facts[i],
+                "model": {
+                    "name": card.name,
+                    "version": card.version,
+                    "sha256": self.weights_sha256,
+                },
+                "path": self.path,
+                "batch_size": len(requests),
+                "timing_ms": {"decode": round(decode_ms[i], 3), "compute": round(compute_ms, 3)},
+            }
+            for i in range(len(requests))
+        ]
+
+
+def _failure(detail: str) -> Refusal:
+    return Refusal(500, "/problems/handler-error", "Handler error", detail)

@@ -1,0 +1,1 @@
+"""Packs an artifact into an archive; configures, starts, supervises, heals and stops TorchServe."""

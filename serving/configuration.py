@@ -1,0 +1,198 @@
+"""TorchServe's configuration files, written fresh at every start; each setting has its reason here.
+
+TorchServe ignores unknown keys and falls back to defaults on wrong types, both in silence, so the supervisor reads the
+settings back from the running server.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+INFERENCE_SOCKET = Path("ts/inference.sock")
+MANAGEMENT_SOCKET = Path("admin/management.sock")
+METRICS_SOCKET = Path("admin/metrics.sock")
+_LONGEST_SOCKET_PATH = (
+    100  # the kernel allows 107 bytes; TorchServe's own worker sockets lie beside ours
+)
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """How the model is served.
+
+    Attributes:
+        model: name, the stem of the archive.
+        model_store: folder of the archive.
+        run_dir: folder of sockets and configuration; short, private to one instance.
+        workers: processes that hold the model.
+        batch_size: largest batch.
+        max_batch_delay_ms: how long the first request of a batch waits for company; 0 would mean 100 ms.
+        response_timeout_s: a worker that is slower is killed.
+        startup_timeout_s: import, load, compile and warm-up.
+        job_queue_size: requests that may wait; a full queue answers at once.
+        device: "auto", "cpu" or "cuda"; anything but "auto" is a demand.
+        precision: of the backbone, "float32" or "bfloat16".
+        compiled: torch.compile in the worker.
+        decode_threads: decoding threads of a worker; None for half of the cores.
+        max_request_bytes: largest request body.
+        java_heap: maximum heap of the frontend.
+    """
+
+    model: str
+    model_store: Path
+    run_dir: Path
+    workers: int = 1
+    batch_size: int = 8
+    max_batch_delay_ms: int = 1
+    response_timeout_s: int = 20
+    startup_timeout_s: int = 300
+    job_queue_size: int = 128
+    device: str = "auto"
+    precision: str = "float32"
+    compiled: bool = False
+    decode_threads: int | None = None
+    max_request_bytes: int = 12_582_912
+    java_heap: str = "1g"
+
+    def __post_init__(self) -> None:
+        if not self.archive.is_file():
+            known = sorted(file.stem for file in self.model_store.glob("*.mar"))
+            raise FileNotFoundError(
+                f"{self.archive} does not exist; {self.model_store} holds {', '.join(known) or 'no archive'}. "
+                "Make one with: make archive RUN=<run>"
+            )
+        for name in ("workers", "batch_size", "max_batch_delay_ms", "job_queue_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f'device must be "auto", "cpu" or "cuda", got {self.device!r}')
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f'precision must be "float32" or "bfloat16", got {self.precision!r}')
+        if len(os.fsencode(self.management_socket.resolve())) > _LONGEST_SOCKET_PATH:
+            raise ValueError(
+                f"the run folder {self.run_dir} makes Unix socket paths longer than {_LONGEST_SOCKET_PATH} bytes; "
+                "choose a shorter --run-dir"
+            )
+
+    @property
+    def archive(self) -> Path:
+        """The archive that is served."""
+        return self.model_store / f"{self.model}.mar"
+
+    @property
+    def inference_socket(self) -> Path:
+        """Socket for the gateway."""
+        return self.run_dir / INFERENCE_SOCKET
+
+    @property
+    def management_socket(self) -> Path:
+        """Socket for the supervisor alone; in another folder than the gateway's."""
+        return self.run_dir / MANAGEMENT_SOCKET
+
+    def worker_threads(self) -> int:
+        """Computing threads of one worker on a CPU."""
+        return max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+    def read_back(self) -> dict[str, int]:
+        """What ``GET /models/<name>`` must report."""
+        return {
+            "minWorkers": self.workers,
+            "maxWorkers": self.workers,
+            "batchSize": self.batch_size,
+            "maxBatchDelay": self.max_batch_delay_ms,
+            "responseTimeout": self.response_timeout_s,
+            "startupTimeout": self.startup_timeout_s,
+            "jobQueueSize": self.job_queue_size,
+        }
+
+
+def model_config(settings: ServingSettings) -> str:
+    """``model-config.yaml``: beats config.properties, loses to the management API."""
+    return yaml.safe_dump(
+        {
+            **settings.read_back(),
+            # The gateway owns the deadline; TorchServe's own client timeout never answers the client.
+            "maxRetryTimeoutInSec": 300,
+            **({"deviceType": "cpu"} if settings.device == "cpu" else {}),
+            "handler": {
+                "device": settings.device,
+                "precision": settings.precision,
+                "compiled": settings.compiled,
+                **({"decode_threads": settings.decode_threads} if settings.decode_threads else {}),
+            },
+        },
+        sort_keys=True,
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
+    finally:
+        for item in sockets:
+            item.close()
+
+
+def config_properties(settings: ServingSettings, model_store: Path) -> str:
+    """``config.properties``; a remark behind a value would become part of it.
+
+    Args:
+        settings: how to serve.
+        model_store: folder with the unpacked model, prepared for this start.
+    """
+    # gRPC cannot be switched off; it is confined to loopback, on ports of no fixed meaning.
+    grpc_inference, grpc_management = _free_ports(2)
+    values = {
+        "inference_address": f"unix:{settings.inference_socket.resolve()}",
+        "management_address": f"unix:{settings.management_socket.resolve()}",
+        "metrics_address": f"unix:{(settings.run_dir / METRICS_SOCKET).resolve()}",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_management_address": "127.0.0.1",
+        "grpc_inference_port": grpc_inference,
+        "grpc_management_port": grpc_management,
+        # File permissions guard the sockets; TorchServe's tokens expire after an hour.
+        "disable_token_authorization": "true",
+        "enable_model_api": "false",
+        "install_py_dep_per_model": "false",
+        "allowed_urls": "file:///nonexistent/none",
+        "model_store": model_store.resolve(),
+        "load_models": settings.model,
+        "default_workers_per_model": settings.workers,
+        "max_request_size": settings.max_request_bytes,
+        "max_response_size": 1_048_576,
+        "decode_input_request": "false",
+        "disable_system_metrics": "true",
+        "metrics_mode": "prometheus",
+        "number_of_netty_threads": 4,
+        "netty_client_threads": 2,
+        "enable_envvars_config": "false",
+    }
+    return "".join(f"{key}={value}\n" for key, value in values.items())
+
+
+LOG4J2 = """<?xml version="1.0" encoding="UTF-8"?>
+<Configuration status="ERROR">
+  <Appenders>
+    <Console name="stdout" target="SYSTEM_OUT">
+      <PatternLayout pattern="torchserve %-5p %c{1} - %replace{%m}{[\\r\\n]+}{ | }%n"/>
+    </Console>
+  </Appenders>
+  <Loggers>
+    <!-- The worker's whole output, tracebacks included, arrives in MODEL_LOG at INFO. -->
+    <Logger name="MODEL_LOG" level="info"/>
+    <Logger name="io.netty" level="error"/>
+    <Logger name="ACCESS_LOG" level="off"/>
+    <Logger name="TS_METRICS" level="off"/>
+    <Logger name="MODEL_METRICS" level="off"/>
+    <Root level="warn"><AppenderRef ref="stdout"/></Root>
+  </Loggers>
+</Configuration>
+"""

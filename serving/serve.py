@@ -1,0 +1,113 @@
+"""Serve one archive with TorchServe alone, supervised, in the foreground: ``python -m serving.serve --model NAME``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from serving.archive import MODEL_STORE
+from serving.configuration import ServingSettings
+from serving.supervisor import Supervisor
+from serving.torchserve import TorchServeFailed
+
+logger = logging.getLogger(__name__)
+
+
+def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that ``serve`` and ``stack`` share."""
+    parser.add_argument("--model", required=True, help="name of the archive, without .mar")
+    parser.add_argument("--model-store", type=Path, default=MODEL_STORE)
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        help="folder of the sockets; default: a new one under the temp folder",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--compiled", action="store_true", help="torch.compile in the worker (needs a compiler)"
+    )
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--java-heap", default="1g")
+
+
+def settings_from(arguments: argparse.Namespace) -> ServingSettings:
+    """Serving settings from parsed arguments."""
+    run_dir = arguments.run_dir or Path(tempfile.mkdtemp(prefix="openset-"))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return ServingSettings(
+        model=arguments.model,
+        model_store=arguments.model_store,
+        run_dir=run_dir,
+        workers=arguments.workers,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        precision=arguments.precision,
+        compiled=arguments.compiled,
+        java_heap=arguments.java_heap,
+    )
+
+
+def stop_event() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
+    event = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event
+
+
+async def serve(settings: ServingSettings) -> int:
+    """Run until a signal or a failure; 0 after a signal, 1 after a failure."""
+    stopping = stop_event()
+    supervisor = Supervisor(settings)
+    watching: asyncio.Task[None] | None = None
+    waiting = asyncio.create_task(stopping.wait())
+    try:
+        starting = asyncio.create_task(supervisor.start())
+        await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            return 0
+        logger.info(
+            "serving %s on %s (path %s)",
+            settings.model,
+            settings.inference_socket,
+            starting.result()["path"],
+        )
+        watching = asyncio.create_task(supervisor.watch())
+        await asyncio.wait([watching, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+        return 0
+    except TorchServeFailed as error:
+        logger.error("error: %s", error)
+        return 1
+    finally:
+        for task in (watching, waiting):
+            if task is not None:
+                task.cancel()
+        await supervisor.stop()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m serving.serve", description=__doc__)
+    add_serving_arguments(parser)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        settings = settings_from(arguments)
+    except (FileNotFoundError, ValueError) as error:
+        logger.error("error: %s", error)
+        return 1
+    return asyncio.run(serve(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

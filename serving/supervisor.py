@@ -1,0 +1,154 @@
+"""Keeps one TorchServe instance answering: ready means a real prediction, dead workers are healed or the process exits."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import os
+import time
+from typing import Any
+
+import aiohttp
+from PIL import Image
+
+from serving.configuration import ServingSettings
+from serving.torchserve import ManagementClient, TorchServe, TorchServeFailed
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+_WATCH_SECONDS = 5.0
+_FAILURES_BEFORE_HEALING = 3
+
+
+def canary_image() -> bytes:
+    """A small grey PNG; any model can be asked about it."""
+    stream = io.BytesIO()
+    Image.new("L", (32, 32), 64).save(stream, "PNG")
+    return stream.getvalue()
+
+
+class Supervisor:
+    """Starts, watches, heals and stops one instance.
+
+    Args:
+        settings: how to serve.
+        watch_seconds: time between two canary predictions.
+    """
+
+    def __init__(self, settings: ServingSettings, *, watch_seconds: float = _WATCH_SECONDS) -> None:
+        self.settings = settings
+        self.watch_seconds = watch_seconds
+        self.server = TorchServe(settings)
+        self.client = ManagementClient(settings)
+        self.canary = canary_image()
+        self.healed = 0
+
+    async def start(self) -> dict[str, Any]:
+        """Start TorchServe and return the first prediction.
+
+        Raises:
+            TorchServeFailed: Java died, the model did not load, or a setting was not taken over.
+        """
+        await self.server.start()
+        self._write_status("starting")
+        deadline = time.monotonic() + self.settings.startup_timeout_s + 120
+        while True:
+            if not self.server.alive:
+                raise TorchServeFailed(
+                    "TorchServe exited during the start; its messages stand above"
+                )
+            if time.monotonic() > deadline:
+                raise TorchServeFailed(
+                    "the model was not ready in time; the worker's messages stand above"
+                )
+            try:
+                described = await self.client.describe()
+            except (aiohttp.ClientError, OSError, TimeoutError, TorchServeFailed):
+                await asyncio.sleep(_POLL_SECONDS)
+                continue
+            if (
+                all(worker["status"] == "READY" for worker in described["workers"])
+                and described["workers"]
+            ):
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        self._check_settings(described)
+        answer = await self.client.predict(self.canary, self.settings.response_timeout_s)
+        self._write_status("ready", path=answer.get("path"))
+        return answer
+
+    def _check_settings(self, described: dict[str, Any]) -> None:
+        wrong = {
+            key: (described.get(key), expected)
+            for key, expected in self.settings.read_back().items()
+            if key in described and described[key] != expected
+        }
+        if wrong:
+            raise TorchServeFailed(
+                "TorchServe did not take over: "
+                + ", ".join(
+                    f"{key} is {got}, expected {expected}" for key, (got, expected) in wrong.items()
+                )
+            )
+
+    async def watch(self) -> None:
+        """Watch until cancelled.
+
+        Raises:
+            TorchServeFailed: Java died, or healing did not help.
+        """
+        failures = 0
+        while True:
+            await asyncio.sleep(self.watch_seconds)
+            if not self.server.alive:
+                raise TorchServeFailed("TorchServe died")
+            try:
+                await self.client.predict(self.canary, self.settings.response_timeout_s)
+                failures = 0
+            except (
+                aiohttp.ClientError,
+                OSError,
+                TimeoutError,
+                TorchServeFailed,
+                ValueError,
+            ) as error:
+                failures += 1
+                logger.warning("canary prediction %d failed: %s", failures, error)
+            if failures >= _FAILURES_BEFORE_HEALING:
+                await self._heal()
+                failures = 0
+
+    async def _heal(self) -> None:
+        """Restart all workers: TorchServe itself gives a dead model up for ever."""
+        self._write_status("healing")
+        logger.warning("restarting the workers")
+        try:
+            await self.client.scale(0)
+            await self.client.scale(self.settings.workers)
+            await self.client.predict(self.canary, self.settings.response_timeout_s)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise TorchServeFailed(f"the workers could not be healed: {error}") from error
+        self.healed += 1
+        self._write_status("ready")
+
+    async def stop(self) -> None:
+        """Stop TorchServe."""
+        await self.server.stop()
+        self._write_status("stopped")
+
+    def _write_status(self, state: str, **facts: Any) -> None:
+        """For people; nothing reads it."""
+        file = self.settings.run_dir / "status.json"
+        partial = file.with_suffix(".partial")
+        content = {
+            "state": state,
+            "model": self.settings.model,
+            "healed": self.healed,
+            "pid": os.getpid(),
+            **facts,
+        }
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(partial, file)
