@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from openset.classifier import OpenSetClassifier
 from openset.heads import Head
+from openset.model_card import ModelCard
 from openset.networks import build_network
+from openset.scores import DEFAULT_SCORE
 from training.data import ProtocolData, load_protocol
 from training.losses import build_loss, protocol_defaults
 from training.protocols import get_protocol
@@ -139,7 +142,7 @@ class TrainConfig:
         return f"{self.protocol}-{self.loss}-{self.preset}-s{self.seed}-{digest}"
 
     @property
-    def num_options(self) -> dict[str, Any]:
+    def criterion_options(self) -> dict[str, Any]:
         """Loss options without the feature dimension and the scale, which have parameters of their own."""
         return {
             key: value
@@ -171,7 +174,7 @@ class TrainConfig:
             feature_dim=feature_dim,
             scale=self.loss_options["scale"],
             as_published=self.as_published,
-            **self.num_options,
+            **self.criterion_options,
         )
         return network, head, criterion
 
@@ -305,6 +308,50 @@ class Run:
         if state.get("head_scale") is not None:
             head.scale = float(state["head_scale"])
         return network.eval(), head.eval()
+
+    def model_card(self, data: ProtocolData, head: Head, *, name: str | None = None) -> ModelCard:
+        """The model card of this run; without a factory operating point."""
+        config = self.config
+        return ModelCard(
+            name=name or config.name,
+            version="1.0",
+            loss=config.loss,
+            options=config.criterion_options,
+            protocol=config.protocol,
+            normalization=head.normalization,
+            scale=head.scale,
+            num_classes=len(data.class_ids),
+            feature_dim=config.feature_dim(len(data.class_ids)),
+            network=config.network,
+            network_options=config.network_options,
+            class_ids=data.class_ids,
+            class_names=data.class_names,
+            preprocessing=data.preprocessing.to_dict(),
+            default_score=DEFAULT_SCORE,
+            training={
+                "preset": config.preset,
+                "seed": config.seed,
+                "epochs": config.epochs,
+                "as_published": config.as_published,
+                "pretrained": False,
+                "data": config.data_options,
+                "notes": data.notes,
+            },
+        )
+
+    def classifier(
+        self,
+        data: ProtocolData,
+        *,
+        which: str = "last",
+        device: str = "cpu",
+        precision: str = "float32",
+    ) -> OpenSetClassifier:
+        """The run's model as it would answer; for evaluation, not tied to an artifact."""
+        network, head = self.load_model(which)
+        return OpenSetClassifier(
+            network, head, self.model_card(data, head), device=device, precision=precision
+        )
 
     def protocol_data(self, parts: Sequence[str] = ("train", "validation", "test")) -> ProtocolData:
         """The data of the run's protocol."""

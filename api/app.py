@@ -1,0 +1,58 @@
+"""Composition root: ``uvicorn --factory api.app:from_environment``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from api import problems
+from api.archive import read_archive
+from api.backend import Backend
+from api.metrics import Metrics
+from api.middleware import RequestContext, configure_logging
+from api.routes import calibrate, predict, status
+from api.service import Service
+from api.settings import Settings
+from api.store import Store
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The gateway for one archive.
+
+    Raises:
+        ValueError: the archive is not one of ours.
+    """
+    model = read_archive(settings.archive)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store = Store(settings.database_url)
+        await asyncio.to_thread(store.create_tables)
+        backend = Backend(settings)
+        app.state.service = Service(settings, model, store, backend, metrics)
+        yield
+        await backend.close()
+        store.close()
+
+    app = FastAPI(
+        title="openset-serve",
+        version=model.card.version,
+        summary="Classifies images into known classes and says unknown to the rest.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(RequestContext, metrics=metrics)
+    problems.install(app)
+    for module in (predict, calibrate, status):
+        app.include_router(module.router)
+    return app
+
+
+def from_environment() -> FastAPI:
+    """The app that ``OPENSET_*`` variables describe, with JSON logs."""
+    settings = Settings()  # type: ignore[call-arg]  # required fields come from the environment
+    configure_logging(settings.log_level)
+    return create_app(settings)

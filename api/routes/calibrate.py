@@ -1,0 +1,187 @@
+"""``/calibrate`` and its history: choosing tau for a target false-positive rate."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query
+
+from api.deps import RequestId, ServiceDep, requires
+from api.problems import Problem
+from api.schemas import (
+    CalibrateAnswer,
+    CalibrationRow,
+    CalibrationsAnswer,
+    CurveAnswer,
+    CurvePoint,
+    OperatingPointAnswer,
+)
+from openset.calibration import DEFAULT_CONFIDENCE, DEFAULT_FPR, smallest_attainable_fpr
+from openset.labels import NEGATIVE, is_known
+from openset.metrics import ccr_at_tau, clopper_pearson
+
+router = APIRouter(tags=["calibrate"])
+may_calibrate = Depends(requires("calibrate"))
+may_read = Depends(requires("predict"))
+
+Fpr = Annotated[float, Query(gt=0, lt=1, description="target false-positive rate")]
+Confidence = Annotated[float, Query(gt=0, lt=1)]
+Score = Annotated[str | None, Query(description="score to threshold; default: the model card's")]
+Source = Annotated[Literal["factory"], Query(description="calibration negatives")]
+Reason = Annotated[str, Query(max_length=500, description="kept in the history")]
+
+
+@router.post("/calibrate", dependencies=[may_calibrate])
+async def set_operating_point(
+    service: ServiceDep,
+    request_id: RequestId,
+    fpr: Fpr = DEFAULT_FPR,
+    confidence: Confidence = DEFAULT_CONFIDENCE,
+    score: Score = None,
+    source: Source = "factory",
+    reason: Reason = "",
+) -> CalibrateAnswer:
+    """Set tau for the served path; every request received from now on, by any process, is decided by it."""
+    path = await service.serving_path()
+    point = service.choose(path, fpr, score, confidence)
+    previous = await service.current(path)
+    added = await service.ask_store(
+        asyncio.ensure_future(
+            asyncio.to_thread(
+                service.store.add,
+                point,
+                model_sha256=service.model.sha256,
+                source=source,
+                reason=reason,
+            )
+        )
+    )
+    service.metrics.calibrations.inc()
+    return CalibrateAnswer(
+        applied=True,
+        operating_point=OperatingPointAnswer.of_row(added),
+        previous=OperatingPointAnswer.of_row(previous),
+        path=path,
+        smallest_attainable_fpr=smallest_attainable_fpr(point.n, confidence=confidence),
+        request_id=request_id,
+    )
+
+
+@router.get("/calibrate", dependencies=[may_read])
+async def compute_operating_point(
+    service: ServiceDep,
+    request_id: RequestId,
+    fpr: Fpr = DEFAULT_FPR,
+    confidence: Confidence = DEFAULT_CONFIDENCE,
+    score: Score = None,
+    source: Source = "factory",
+) -> CalibrateAnswer:
+    """The same computation; nothing is changed."""
+    path = await service.serving_path()
+    point = service.choose(path, fpr, score, confidence)
+    current = await service.current(path)
+    return CalibrateAnswer(
+        applied=False,
+        operating_point=OperatingPointAnswer.of(point, calibration_id=None, source=source),
+        previous=OperatingPointAnswer.of_row(current),
+        path=path,
+        smallest_attainable_fpr=smallest_attainable_fpr(point.n, confidence=confidence),
+        how_to_apply=f"POST /calibrate?fpr={fpr:g}&confidence={confidence:g}&score={point.score_type}",
+        request_id=request_id,
+    )
+
+
+@router.get("/calibrations", dependencies=[may_read])
+async def list_calibrations(
+    service: ServiceDep, limit: Annotated[int, Query(ge=1, le=1000)] = 50
+) -> CalibrationsAnswer:
+    """History of the served path, newest first."""
+    path = await service.serving_path()
+    rows = await service.ask_store(
+        asyncio.ensure_future(asyncio.to_thread(service.store.history, path, limit))
+    )
+    current = await service.current(path)
+    return CalibrationsAnswer(
+        path=path,
+        calibrations=[
+            CalibrationRow(
+                operating_point=OperatingPointAnswer.of_row(calibration),
+                created_at=calibration.created_at,
+                activated_at=activated_at,
+                reason=calibration.reason,
+                current=calibration.id == current.id,
+            )
+            for calibration, activated_at in rows
+        ],
+    )
+
+
+@router.post("/calibrations/{calibration_id}/activate", dependencies=[may_calibrate])
+async def activate_calibration(
+    calibration_id: int, service: ServiceDep, request_id: RequestId, reason: Reason = "rollback"
+) -> CalibrateAnswer:
+    """Make a calibration of the past current again."""
+    path = await service.serving_path()
+    store = service.store
+    wanted = await service.ask_store(
+        asyncio.ensure_future(asyncio.to_thread(store.get, calibration_id))
+    )
+    if wanted is None:
+        raise Problem(
+            "not-found", f"there is no calibration {calibration_id}; see GET /calibrations"
+        )
+    if wanted.point.path != path:
+        raise Problem(
+            "wrong-path",
+            f"calibration {calibration_id} belongs to {wanted.point.path}, served is {path}",
+        )
+    previous = await service.current(path)
+    await service.ask_store(
+        asyncio.ensure_future(asyncio.to_thread(store.activate, wanted, reason=reason))
+    )
+    return CalibrateAnswer(
+        applied=True,
+        operating_point=OperatingPointAnswer.of_row(wanted),
+        previous=OperatingPointAnswer.of_row(previous),
+        path=path,
+        smallest_attainable_fpr=smallest_attainable_fpr(
+            wanted.point.n, confidence=wanted.point.confidence
+        ),
+        request_id=request_id,
+    )
+
+
+@router.get("/calibration/curve", dependencies=[may_read])
+async def calibration_curve(
+    service: ServiceDep, score: Score = None, points: Annotated[int, Query(ge=2, le=1000)] = 100
+) -> CurveAnswer:
+    """FPR, CCR and the FPR's 95 % band against tau, on the calibration data."""
+    path = await service.serving_path()
+    score_type = score or service.model.card.default_score
+    service.choose(path, 0.5, score_type, 0.5)  # refuses an uncalibrated path and an unknown score
+    score_set = service.model.score_sets[path]
+    negatives = service.model.sorted_negatives(path, score_type)
+    scores = score_set.of_type(score_type)
+    has_knowns = bool(is_known(score_set.labels).any())
+    grid = np.unique(
+        np.quantile(scores[score_set.labels >= NEGATIVE], np.linspace(0, 1, points)).astype(
+            np.float32
+        )
+    )
+    curve = []
+    for tau in grid:
+        accepted = len(negatives) - int(np.searchsorted(negatives, tau, side="left"))
+        low, high = clopper_pearson(accepted, len(negatives))
+        ccr = (
+            ccr_at_tau(scores, score_set.predictions, score_set.labels, tau=tau)
+            if has_knowns
+            else None
+        )
+        curve.append(
+            CurvePoint(
+                tau=float(tau), fpr=accepted / len(negatives), fpr_low=low, fpr_high=high, ccr=ccr
+            )
+        )
+    return CurveAnswer(path=path, score_type=score_type, points=curve)

@@ -1,0 +1,279 @@
+"""What the gateway does with an image or a target: the use cases, free of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.archive import ServedModel
+from api.backend import Backend, HandlerAnswer
+from api.canary import canary_image
+from api.current import Coalesced
+from api.metrics import Metrics
+from api.problems import Problem
+from api.schemas import AppliedCalibration, PredictAnswer
+from api.settings import Settings
+from api.store import Calibration, Store
+from openset.calibration import DEFAULT_CONFIDENCE, NotCertifiable, OperatingPoint, p_value
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_OWN_TARGET = "request"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a client wants one image answered."""
+
+    fpr: float | None = None
+    top_k: int = 5
+    all_angles: bool = False
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The operating point of one request; ``calibration_id`` is None for a target of its own."""
+
+    point: OperatingPoint
+    calibration_id: int | None
+    source: str
+
+
+class Service:
+    """The gateway's state and use cases.
+
+    Args:
+        settings: of the gateway.
+        model: read from the archive.
+        store: of calibrations.
+        backend: client of the model server.
+        metrics: counters.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: ServedModel,
+        store: Store,
+        backend: Backend,
+        metrics: Metrics,
+    ) -> None:
+        self.settings, self.model, self.store = settings, model, store
+        self.backend, self.metrics = backend, metrics
+        self.path: str | None = None
+        self.in_flight = 0
+        self._answered_at = float("-inf")
+        self._current: dict[str, Coalesced[Calibration | None]] = {}
+        self._learning = asyncio.Lock()
+
+    # -- store ---------------------------------------------------------------------------------------------------------
+
+    async def ask_store(self, question: asyncio.Future[T] | asyncio.Task[T]) -> T:
+        """Wait for the store; if it cannot be asked the request fails, never a stale tau."""
+        try:
+            async with asyncio.timeout(self.settings.store_timeout_s):
+                return await question
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            logger.error("the calibration store cannot be asked: %s", error)
+            raise Problem(
+                "store-away",
+                "the calibration store cannot be asked; no decision is made without it",
+                retry_after_s=2,
+            ) from error
+
+    async def current(self, path: str) -> Calibration:
+        """The current calibration of a path, as of now."""
+        if path not in self._current:
+            self._current[path] = Coalesced(
+                lambda: self.store.current(path), self.settings.store_timeout_s
+            )
+        calibration = await self.ask_store(asyncio.ensure_future(self._current[path].get()))
+        if calibration is None:
+            raise self._not_calibrated(path)
+        return calibration
+
+    def _not_calibrated(self, path: str) -> Problem:
+        device, precision, _, _ = path.split("-", 3)
+        return Problem(
+            "not-calibrated",
+            f"the serving path {path} has no calibration scores; add them with: make calibrate RUN=<run> "
+            f"DEVICE={device} PRECISION={precision}, then make archive RUN=<run> and restart",
+            path=path,
+        )
+
+    # -- path ----------------------------------------------------------------------------------------------------------
+
+    async def serving_path(self) -> str:
+        """The path that the model server computes on, learnt from a real prediction."""
+        if self.path is None:
+            async with self._learning:
+                if self.path is None:
+                    await self.canary()
+        assert self.path is not None
+        return self.path
+
+    async def canary(self) -> None:
+        """One prediction of our own; learns the path and makes its factory point row one."""
+        answer = await self.backend.predict(canary_image(), {})
+        self._check_model(answer)
+        await self._learn(answer.path)
+        self._answered_at = time.monotonic()
+
+    async def _learn(self, path: str) -> None:
+        factory = self.model.card.factory
+        if path in self.model.score_sets:
+            if factory is not None and factory["path"] == path:
+                point = OperatingPoint.from_dict(factory)
+            else:
+                # A path added by make calibrate: the factory target on its own scores.
+                target = factory or {"fpr": 1e-2, "confidence": DEFAULT_CONFIDENCE}
+                point = self.model.operating_point(
+                    path, self.model.card.default_score, target["fpr"], target["confidence"]
+                )
+            await self.ask_store(
+                asyncio.ensure_future(
+                    asyncio.to_thread(
+                        self.store.ensure_factory, point, model_sha256=self.model.sha256
+                    )
+                )
+            )
+        self.path = path
+
+    def _check_model(self, answer: HandlerAnswer) -> None:
+        if answer.model.sha256 != self.model.sha256:
+            self.metrics.mismatches.inc()
+            raise Problem(
+                "operating-point-mismatch",
+                "the model server holds other weights than the gateway's archive; restart both with the same archive",
+            )
+
+    # -- calibrate -----------------------------------------------------------------------------------------------------
+
+    def choose(
+        self, path: str, fpr: float, score_type: str | None, confidence: float
+    ) -> OperatingPoint:
+        """Choose tau for a path.
+
+        Raises:
+            Problem: not attainable, or a bad target.
+        """
+        if path not in self.model.score_sets:
+            raise self._not_calibrated(path)
+        try:
+            return self.model.operating_point(
+                path, score_type or self.model.card.default_score, fpr, confidence
+            )
+        except NotCertifiable as error:
+            raise Problem(
+                "not-certifiable",
+                str(error),
+                smallest_attainable_fpr=error.smallest_attainable_fpr,
+                n=error.n,
+            ) from error
+        except ValueError as error:
+            raise Problem("invalid-parameter", str(error)) from error
+
+    # -- predict -------------------------------------------------------------------------------------------------------
+
+    async def predict(self, image: bytes, wish: Wish, request_id: str) -> PredictAnswer:
+        """Judge one image by the operating point that is current now, or by the request's own target."""
+        started = time.perf_counter()
+        applied = await self._applied(wish)
+        point = applied.point
+        name = _OWN_TARGET if applied.calibration_id is None else str(applied.calibration_id)
+        headers = {
+            # The shortest text that reads back as the same float32.
+            "x-openset-tau": str(np.float32(point.tau)),
+            "x-openset-score": point.score_type,
+            "x-openset-calibration": name,
+            "x-openset-top-k": str(wish.top_k),
+            "x-request-id": request_id,
+        }
+        if wish.all_angles:
+            headers["x-openset-angles"] = "all"
+        sent = time.perf_counter()
+        answer = await self.backend.predict(image, headers)
+        answered = time.perf_counter()
+        self._check_model(answer)
+        self._check_echo(answer, point, name)
+        self._answered_at = time.monotonic()
+        self.metrics.observe(answer, answered - sent)
+        negatives = self.model.sorted_negatives(point.path, point.score_type)
+        return PredictAnswer(
+            label=answer.label,
+            accepted=answer.accepted,
+            score=answer.score,
+            score_type=answer.score_type,
+            score_probability=answer.score_probability,
+            tau=answer.tau,
+            tau_probability=answer.tau_probability,
+            p_value=None if answer.score is None else p_value(answer.score, negatives),
+            nearest=answer.nearest,
+            top_k=answer.top_k,
+            angles=answer.angles,
+            calibration=AppliedCalibration(
+                id=applied.calibration_id,
+                fpr=point.fpr,
+                fpr_upper_bound=point.fpr_upper_bound,
+                confidence=point.confidence,
+                source=applied.source,
+            ),
+            model=answer.model,
+            image=answer.image,
+            timing_ms={
+                **answer.timing_ms,
+                "backend": round((answered - sent) * 1e3, 3),
+                "total": round((time.perf_counter() - started) * 1e3, 3),
+            },
+            request_id=request_id,
+        )
+
+    async def _applied(self, wish: Wish) -> Applied:
+        path = await self.serving_path()
+        if wish.fpr is None:
+            calibration = await self.current(path)
+            return Applied(calibration.point, calibration.id, calibration.source)
+        current = await self.current(path)
+        point = self.choose(path, wish.fpr, current.point.score_type, current.point.confidence)
+        return Applied(point, None, "factory")
+
+    def _check_echo(self, answer: HandlerAnswer, point: OperatingPoint, name: str) -> None:
+        """The model server must have applied what was sent, on the path the threshold was made for."""
+        if answer.path != point.path:
+            self.metrics.mismatches.inc()
+            self.path = None  # learnt anew by the next request
+            raise Problem(
+                "operating-point-mismatch",
+                f"the model server answered on path {answer.path}, the threshold belongs to {point.path}; try again",
+                retry_after_s=1,
+            )
+        applied = (np.float32(answer.tau), answer.score_type, answer.calibration)
+        if applied != (np.float32(point.tau), point.score_type, name):
+            self.metrics.mismatches.inc()
+            raise Problem(
+                "operating-point-mismatch",
+                "the model server did not apply the operating point it was sent",
+            )
+
+    # -- readiness -----------------------------------------------------------------------------------------------------
+
+    async def ready(self) -> tuple[str, Calibration]:
+        """Path and calibration, proven by a recent prediction or a canary.
+
+        Raises:
+            Problem: why the stack is not ready.
+        """
+        if time.monotonic() - self._answered_at > self.settings.ready_seconds or self.path is None:
+            await self.canary()
+        assert self.path is not None
+        if self.path not in self.model.score_sets:
+            raise self._not_calibrated(self.path)
+        return self.path, await self.current(self.path)

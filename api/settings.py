@@ -1,0 +1,72 @@
+"""Settings of the gateway, from the environment (prefix ``OPENSET_``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Scope = Literal["predict", "calibrate"]
+
+
+class ApiKey(BaseModel):
+    """A key is stored as the SHA-256 of its text; two active keys allow a rotation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    scopes: tuple[Scope, ...] = ("predict",)
+
+
+class Settings(BaseSettings):
+    """Everything the gateway can be told.
+
+    Attributes:
+        archive: the ``.mar`` that TorchServe serves; model card and calibration scores are read from it.
+        model: its name in TorchServe; default: the archive's stem.
+        inference_socket: Unix socket of TorchServe's inference address.
+        database_url: SQLAlchemy URL of the store; SQLite file or PostgreSQL (postgresql+psycopg://...).
+        max_image_bytes: largest upload.
+        max_pixels: largest image.
+        max_batch_images: images of one ``/predict/batch`` request.
+        read_timeout_s: time to receive a body.
+        deadline_s: time for TorchServe to answer.
+        store_timeout_s: time for the store to answer.
+        max_in_flight: requests being worked on; more are refused at once.
+        ready_seconds: a prediction this recent proves readiness without a canary.
+        api_keys: none leaves the gateway open.
+        log_level: of the JSON log.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="OPENSET_", frozen=True, extra="ignore")
+
+    archive: Path
+    model: str = ""
+    inference_socket: Path
+    database_url: str = "sqlite:///openset.db"
+    max_image_bytes: int = Field(default=12 * 1024 * 1024, gt=0)
+    max_pixels: int = Field(default=40_000_000, gt=0)
+    max_batch_images: int = Field(default=64, gt=0)
+    read_timeout_s: float = Field(default=10.0, gt=0)
+    deadline_s: float = Field(default=10.0, gt=0)
+    store_timeout_s: float = Field(default=3.0, gt=0)
+    max_in_flight: int = Field(default=64, gt=0)
+    ready_seconds: float = Field(default=5.0, ge=0)
+    api_keys: tuple[ApiKey, ...] = ()
+    log_level: str = "INFO"
+
+    @field_validator("archive")
+    @classmethod
+    def _archive_exists(cls, value: Path) -> Path:
+        if not value.is_file():
+            raise ValueError(
+                f"OPENSET_ARCHIVE={value} does not exist; make one with: make archive RUN=<run>"
+            )
+        return value
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model in TorchServe."""
+        return self.model or self.archive.stem

@@ -1,0 +1,78 @@
+"""Add the calibration scores of one more serving path: ``python -m training.calibrate --run runs/X --device cuda``.
+
+A threshold belongs to the computation that made its scores. The same samples are scored by the same artifact on another
+device or in another precision, and stored beside the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from openset.artifact import CALIBRATION, BrokenArtifact, load_artifact
+from openset.calibration import load_score_sets, save_score_sets
+from openset.preprocessing import UnreadableImage
+from training.data import MissingClasses
+from training.runs import Run
+from training.scoring import score_split
+
+logger = logging.getLogger(__name__)
+
+
+def calibrate(run: Run, *, device: str, precision: str, compiled: bool = False) -> str:
+    """Score the artifact's calibration samples on another path and return its key.
+
+    Raises:
+        BrokenArtifact: the run has not been exported.
+        ValueError: the data no longer hold the calibration samples.
+    """
+    classifier = load_artifact(run.artifact, device=device, precision=precision, compiled=compiled)
+    score_sets = load_score_sets(run.artifact / CALIBRATION)
+    if not score_sets:
+        raise BrokenArtifact(f"{run.artifact} holds no calibration scores; export the run again")
+    wanted = next(iter(score_sets.values())).sample_ids
+    data = run.protocol_data(("validation",))
+    position = {sample: index for index, sample in enumerate(data.validation.sample_ids)}
+    if missing := [sample for sample in wanted if sample not in position]:
+        raise ValueError(
+            f"{len(missing)} calibration samples are not in the data any more, e.g. {missing[0]}; export the run again"
+        )
+    split = data.validation.subset(np.array([position[sample] for sample in wanted]))
+    scored = score_split(
+        classifier, split, data.preprocessing, workers=run.config.workers, description="calibration"
+    )
+    path = classifier.path.key
+    others = [score_set for key, score_set in score_sets.items() if key != path]
+    save_score_sets(run.artifact / CALIBRATION, [*others, scored.score_set(path)])
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m training.calibrate", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run, runs/<name>")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compiled", action="store_true")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        run = Run(arguments.run)
+        path = calibrate(
+            run, device=arguments.device, precision=arguments.precision, compiled=arguments.compiled
+        )
+    except (FileNotFoundError, MissingClasses, UnreadableImage, ValueError) as error:
+        logger.error("error: %s", error)
+        return 1
+    logger.info(
+        "calibrated path %s in %s (next: make archive RUN=%s)", path, run.artifact, run.folder
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

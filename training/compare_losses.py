@@ -1,0 +1,97 @@
+"""Train every loss for an epoch and print one table of CCR@FPR: ``python -m training.compare_losses``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from training.evaluate import evaluate
+from training.losses import LOSSES
+from training.report import FPR_TARGETS
+from training.runs import RUNS, make_config, write_atomically
+from training.train import train
+
+logger = logging.getLogger(__name__)
+
+
+def compare(
+    losses: list[str], *, protocol: str, epochs: int, size: str, data: Path | None, runs: Path
+) -> list[dict[str, Any]]:
+    """Train and evaluate each loss; one row each. Finished runs are taken as they are."""
+    rows = []
+    for loss in losses:
+        options: dict[str, Any] = {"precision": "bfloat16"}
+        if protocol == "glyphs":
+            options["size"] = size
+        config = make_config(protocol, loss, epochs=epochs, data=data, options=options)
+        run = train(config, runs=runs, show_progress=False)
+        report = evaluate(run, show_progress=False)
+        unknown = report["scores"]["softmax"]["unknown"]
+        rows.append(
+            {
+                "loss": loss,
+                "accuracy": report["accuracy"]["value"],
+                "ccr_at_fpr": {key: cell["value"] for key, cell in unknown["ccr_at_fpr"].items()},
+                "run": run.folder.name,
+            }
+        )
+        logger.info("%s: accuracy %.4f", loss, report["accuracy"]["value"])
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]], title: str) -> None:
+    """One line a loss."""
+    table = Table(title=title)
+    targets = [f"{target:g}" for target in FPR_TARGETS[:-1]]
+    for heading in ("loss", *targets, "accuracy"):
+        table.add_column(heading, justify="left" if heading == "loss" else "right")
+    for row in rows:
+        values = [row["ccr_at_fpr"][target] for target in targets] + [row["accuracy"]]
+        table.add_row(row["loss"], *("-" if value is None else f"{value:.4f}" for value in values))
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m training.compare_losses", description=__doc__)
+    parser.add_argument("--protocol", default="glyphs")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--losses", default="all", help="comma-separated; default: all twenty")
+    parser.add_argument("--size", choices=("full", "small"), default="full", help="of glyphs")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--runs", type=Path, default=RUNS / "compare")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    losses = list(LOSSES) if arguments.losses == "all" else arguments.losses.split(",")
+    try:
+        rows = compare(
+            losses,
+            protocol=arguments.protocol,
+            epochs=arguments.epochs,
+            size=arguments.size,
+            data=arguments.data,
+            runs=arguments.runs,
+        )
+    except (ValueError, OSError) as error:
+        logger.error("error: %s", error)
+        return 1
+    print_table(
+        rows,
+        f"{arguments.protocol}, {arguments.epochs} epoch(s): CCR at FPR on unknowns, softmax score",
+    )
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

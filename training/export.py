@@ -1,0 +1,187 @@
+"""Export a run as an artifact with a certified factory threshold: ``python -m training.export --run runs/X``.
+
+The validation data are split three ways, stratified by class: a fifth chooses the score type, a further slice is kept
+out for checking the promise, the rest calibrates. What selects or checks never calibrates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openset import metrics
+from openset.artifact import load_artifact, save_artifact, write_card
+from openset.calibration import (
+    DEFAULT_CONFIDENCE,
+    DEFAULT_FPR,
+    NotCertifiable,
+    OperatingPoint,
+    operating_point,
+    save_score_sets,
+)
+from openset.decision import accept
+from openset.labels import NEGATIVE
+from openset.preprocessing import UnreadableImage
+from openset.scores import DEFAULT_SCORE
+from training.data import MissingClasses, stratified_split
+from training.runs import Run
+from training.scoring import Scored, score_split
+
+logger = logging.getLogger(__name__)
+
+SELECTION_SHARE = 0.2
+VERIFICATION = "verification.npz"
+_SPLIT_SEED = 20231
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Indices into the validation part; disjoint."""
+
+    selection: NDArray[np.int64]
+    verification: NDArray[np.int64]
+    calibration: NDArray[np.int64]
+
+
+def split_validation(groups: NDArray[np.str_], *, verify_share: float, best: bool) -> Parts:
+    """Who selects, who verifies, who calibrates.
+
+    Args:
+        groups: class of each validation sample, (N,).
+        verify_share: share of the rest after selection that is kept out of the calibration.
+        best: the checkpoint was chosen by validation confidence, which saw the negatives; then half of the data is
+            given to selection, as science reference section 9 asks.
+    """
+    selection, rest = stratified_split(groups, 0.5 if best else SELECTION_SHARE, _SPLIT_SEED)
+    verification, calibration = stratified_split(groups[rest], verify_share, _SPLIT_SEED + 1)
+    return Parts(selection, rest[verification], rest[calibration])
+
+
+def choose_score(scored: Scored, fpr: float) -> tuple[str, dict[str, float | None]]:
+    """The score type with the larger CCR at the target FPR on the selection part; the default where they tie."""
+    found: dict[str, float | None] = {}
+    for name, scores in scored.scores.items():
+        curve = metrics.oscr_curve(scores, scored.predictions, scored.labels, against=NEGATIVE)
+        found[name] = metrics.ccr_at_fpr(curve, max_fpr=fpr)
+    order = [DEFAULT_SCORE, *(name for name in found if name != DEFAULT_SCORE)]
+    return max(
+        order, key=lambda name: -1.0 if found[name] is None else float(found[name] or 0.0)
+    ), found
+
+
+def export(
+    run: Run,
+    *,
+    fpr: float = DEFAULT_FPR,
+    confidence: float = DEFAULT_CONFIDENCE,
+    which: str = "last",
+    name: str | None = None,
+    verify_share: float = 0.2,
+    device: str = "cpu",
+    precision: str = "float32",
+    show_progress: bool = True,
+) -> OperatingPoint:
+    """Write the artifact and return its factory operating point.
+
+    Raises:
+        NotCertifiable: too few validation negatives for the target.
+    """
+    data = run.protocol_data(("validation",))
+    network, head = run.load_model(which)
+    card = run.model_card(data, head, name=name)
+    # Scores come from the artifact itself, loaded as the handler loads it.
+    save_artifact(run.artifact, network=network, head=head, card=card)
+    classifier = load_artifact(run.artifact, device=device, precision=precision)
+    scored = score_split(
+        classifier, data.validation, data.preprocessing,
+        workers=run.config.workers, description="validation", show_progress=show_progress,
+    )  # fmt: skip
+    parts = split_validation(scored.groups, verify_share=verify_share, best=which == "best")
+    score_type, found = choose_score(scored.subset(parts.selection), fpr)
+    calibration = scored.subset(parts.calibration).score_set(classifier.path.key)
+    point = operating_point(calibration, score_type=score_type, fpr=fpr, confidence=confidence)
+    facts = {
+        **card.training,
+        "checkpoint": which,
+        "score_selection": {"fpr": fpr, "ccr": found, "samples": len(parts.selection)},
+        "calibration_samples": len(parts.calibration),
+    }
+    write_card(
+        run.artifact,
+        card.with_changes(default_score=score_type, factory=point.to_dict(), training=facts),
+    )
+    save_score_sets(run.artifact / "calibration.npz", [calibration])
+    verification = scored.subset(parts.verification)
+    verification.save(run.folder / VERIFICATION)
+    _tell(point, verification)
+    return point
+
+
+def _tell(point: OperatingPoint, verification: Scored) -> None:
+    logger.info(
+        "factory threshold: tau %.5f (%s); FPR <= %g with confidence %g: k = %d of n = %d negatives, bound %.5f, "
+        "expected CCR %s",
+        point.tau, point.score_type, point.fpr, point.confidence, point.k, point.n, point.fpr_upper_bound,
+        "-" if point.expected_ccr is None else f"{point.expected_ccr:.4f}",
+    )  # fmt: skip
+    held_out = verification.scores[point.score_type][verification.labels == NEGATIVE]
+    if len(held_out):
+        accepted = int(accept(held_out, np.float32(point.tau)).sum())
+        low, high = metrics.clopper_pearson(accepted, len(held_out))
+        logger.info(
+            "on %d further held-out negatives: FPR %.5f [%.5f, %.5f]",
+            len(held_out), accepted / len(held_out), low, high,
+        )  # fmt: skip
+    logger.info(
+        "the promise is for new images of the same negatives' classes; it does not cover new kinds of foreign images"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run, runs/<name>")
+    parser.add_argument("--fpr", type=float, default=DEFAULT_FPR, help="target false-positive rate")
+    parser.add_argument("--confidence", type=float, default=DEFAULT_CONFIDENCE)
+    parser.add_argument("--which", choices=("last", "best"), default="last")
+    parser.add_argument("--name", help="model name; default: the run's")
+    parser.add_argument(
+        "--verify-share",
+        type=float,
+        default=0.2,
+        help="validation share kept for checking the promise",
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        run = Run(arguments.run)
+        export(
+            run,
+            fpr=arguments.fpr,
+            confidence=arguments.confidence,
+            which=arguments.which,
+            name=arguments.name,
+            verify_share=arguments.verify_share,
+            device=arguments.device,
+            precision=arguments.precision,
+        )
+    except NotCertifiable as error:
+        logger.error("error: %s. Choose a larger --fpr (FPR=...)", error)
+        return 1
+    except (FileNotFoundError, MissingClasses, UnreadableImage, ValueError) as error:
+        logger.error("error: %s", error)
+        return 1
+    logger.info("exported: %s (next: make archive RUN=%s)", run.artifact, run.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

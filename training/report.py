@@ -1,0 +1,217 @@
+"""The report of a run: every open-set figure with its interval, as JSON and as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from openset import metrics
+from openset.decision import accept
+from openset.labels import GROUP_NAMES, NEGATIVE, UNKNOWN, is_known
+from training.scoring import Scored
+
+SCHEMA = 1
+FPR_TARGETS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def build_report(
+    scored: Scored,
+    *,
+    config: dict[str, Any],
+    notes: list[str],
+    counts: dict[str, Any],
+    factory: dict[str, Any] | None,
+    repeats: int = 300,
+) -> dict[str, Any]:
+    """All figures of a test part.
+
+    Args:
+        scored: the test part, knowns with negatives and unknowns.
+        config: of the run.
+        notes: what a reader must be told.
+        counts: samples by part and group.
+        factory: operating point of the artifact, or None.
+        repeats: bootstrap replicates of each interval.
+    """
+    known = is_known(scored.labels)
+    correct = int((scored.predictions == scored.labels)[known].sum())
+    foreign = [label for label in (NEGATIVE, UNKNOWN) if (scored.labels == label).any()]
+    return {
+        "schema": SCHEMA,
+        "config": config,
+        "notes": notes,
+        "counts": counts,
+        "accuracy": {
+            "value": correct / int(known.sum()),
+            "interval": metrics.clopper_pearson(correct, int(known.sum())),
+        },
+        "scores": {
+            name: {GROUP_NAMES[label]: _against(scored, name, label, repeats) for label in foreign}
+            for name in scored.scores
+        },
+        "center_angles_deg": _center_angles(scored.centers),
+        "feature_magnitudes": _by_group(scored, np.linalg.norm(scored.features, axis=1)),
+        "angles_deg": _by_group(scored, np.degrees(own_or_nearest_angle(scored))),
+        "factory": None if factory is None else _at_factory(scored, factory),
+    }
+
+
+def own_or_nearest_angle(scored: Scored) -> NDArray[np.float32]:
+    """Angle to the own class's center for knowns, to the nearest center for foreign samples; radians, (N,)."""
+    own = np.take_along_axis(scored.cosines, scored.labels.clip(0)[:, None], axis=1)[:, 0]
+    cosines = np.where(is_known(scored.labels), own, scored.cosines.max(axis=1))
+    angles: NDArray[np.float32] = np.arccos(cosines.clip(-1, 1))
+    return angles
+
+
+def _against(scored: Scored, name: str, label: int, repeats: int) -> dict[str, Any]:
+    scores = scored.scores[name]
+    curve = metrics.oscr_curve(scores, scored.predictions, scored.labels, against=label)
+    ccr = {}
+    for target in FPR_TARGETS:
+        intervals = {
+            kind: metrics.bootstrap_ccr_at_fpr(
+                scores, scored.predictions, scored.labels, scored.groups,
+                against=label, max_fpr=target, clustered=kind == "clustered", repeats=repeats,
+            )
+            for kind in ("plain", "clustered")
+        }  # fmt: skip
+        value = metrics.ccr_at_fpr(curve, max_fpr=target)
+        ccr[f"{target:g}"] = {
+            "value": value,
+            "interval": None if value is None else intervals["plain"],
+            "interval_clustered": None if value is None else intervals["clustered"],
+            # Known samples that are rejected, whatever their class, at the same threshold.
+            "false_negative_rate": _false_negative_rate(scored, scores, curve, target),
+        }
+    return {
+        "ccr_at_fpr": ccr,
+        "ccr_at_zero_fpr": metrics.ccr_at_zero_fpr(
+            scores, scored.predictions, scored.labels, against=label
+        ),
+        "auroc": metrics.auroc(scores, scored.labels, against=label),
+        "count": curve.foreign_count,
+    }
+
+
+def _false_negative_rate(
+    scored: Scored, scores: NDArray[np.float32], curve: metrics.OscrCurve, target: float
+) -> float | None:
+    reached = int(
+        (
+            np.rint(curve.fpr * curve.foreign_count)
+            <= np.floor(target * curve.foreign_count + 1e-9)
+        ).sum()
+    )
+    if not reached:
+        return None
+    known = is_known(scored.labels)
+    return float(1 - accept(scores[known], curve.thresholds[reached - 1]).mean())
+
+
+def _center_angles(centers: NDArray[np.float32]) -> dict[str, Any]:
+    unit = centers / np.linalg.norm(centers, axis=1, keepdims=True).clip(1e-12)
+    angles = np.degrees(np.arccos((unit @ unit.T).clip(-1, 1)))
+    apart = angles[~np.eye(len(angles), dtype=bool)]
+    return {
+        "min": float(apart.min()),
+        "mean": float(apart.mean()),
+        "max": float(apart.max()),
+        "matrix": np.round(angles, 2).tolist(),
+    }
+
+
+def _by_group(scored: Scored, values: NDArray[Any]) -> dict[str, Any]:
+    masks = {"known": is_known(scored.labels)}
+    masks |= {name: scored.labels == label for label, name in GROUP_NAMES.items()}
+    return {
+        name: {
+            "mean": float(values[mask].mean()),
+            "std": float(values[mask].std()),
+            "quantiles": {
+                f"{q:g}": float(v)
+                for q, v in zip(_QUANTILES, np.quantile(values[mask], _QUANTILES), strict=True)
+            },
+        }
+        for name, mask in masks.items()
+        if mask.any()
+    }
+
+
+def _at_factory(scored: Scored, factory: dict[str, Any]) -> dict[str, Any]:
+    """What the artifact's threshold realises on the test part."""
+    scores, tau = scored.scores[factory["score_type"]], np.float32(factory["tau"])
+    known = is_known(scored.labels)
+    accepted_known = int(accept(scores[known], tau).sum())
+    rows: dict[str, Any] = {}
+    for label, name in GROUP_NAMES.items():
+        mask = scored.labels == label
+        if mask.any():
+            accepted = int(accept(scores[mask], tau).sum())
+            rows[name] = {
+                "accepted": accepted,
+                "count": int(mask.sum()),
+                "fpr": accepted / int(mask.sum()),
+                "interval": metrics.clopper_pearson(accepted, int(mask.sum())),
+            }
+    return {
+        "operating_point": factory,
+        "ccr": metrics.ccr_at_tau(scores, scored.predictions, scored.labels, tau=tau),
+        "false_negative_rate": 1 - accepted_known / int(known.sum()),
+        "realised_fpr": rows,
+    }
+
+
+def print_report(report: dict[str, Any], console: Console | None = None) -> None:
+    """The report as tables on the terminal."""
+    console = console or Console()
+    config = report["config"]
+    table = Table(
+        title=f"{config['protocol']} · {config['loss']} · CCR at FPR (95 % bootstrap interval)"
+    )
+    table.add_column("score")
+    table.add_column("against")
+    for target in FPR_TARGETS[:-1]:
+        table.add_column(f"{target:g}", justify="right")
+    for heading in ("no false positive", "AUROC"):
+        table.add_column(heading, justify="right")
+    for score, groups in report["scores"].items():
+        for group, row in groups.items():
+            cells = [_cell(row["ccr_at_fpr"][f"{target:g}"]) for target in FPR_TARGETS[:-1]]
+            table.add_row(
+                score, group, *cells, _number(row["ccr_at_zero_fpr"]), _number(row["auroc"])
+            )
+    console.print(table)
+    low, high = report["accuracy"]["interval"]
+    console.print(f"closed-set accuracy {report['accuracy']['value']:.4f} [{low:.4f}, {high:.4f}]")
+    if report["factory"] is not None:
+        point = report["factory"]["operating_point"]
+        console.print(
+            f"factory threshold: tau {point['tau']:.4f} ({point['score_type']}), promised FPR <= {point['fpr']:g} "
+            f"at confidence {point['confidence']:g}; realised CCR {report['factory']['ccr']:.4f}"
+        )
+        for group, row in report["factory"]["realised_fpr"].items():
+            console.print(
+                f"  realised FPR against test {group}s: {row['fpr']:.4f} "
+                f"[{row['interval'][0]:.4f}, {row['interval'][1]:.4f}] ({row['accepted']} of {row['count']})"
+            )
+    for note in report["notes"]:
+        console.print(f"note: {note}", style="yellow")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["value"] is None:
+        return "-"
+    interval = row["interval"]
+    return f"{row['value']:.4f}" + (
+        "" if interval is None else f"\n[{interval[0]:.3f}, {interval[1]:.3f}]"
+    )
