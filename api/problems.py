@@ -5,9 +5,10 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import ORJSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 PREFIX = "/problems/"
@@ -73,8 +74,8 @@ class Problem(Exception):
 def problem_response(problem: Problem, request_id: str) -> Response:
     """The HTTP answer to a problem."""
     headers = {} if problem.retry_after_s is None else {"retry-after": str(problem.retry_after_s)}
-    return ORJSONResponse(
-        problem.document(request_id),
+    return Response(
+        orjson.dumps(problem.document(request_id)),
         status_code=problem.status,
         media_type="application/problem+json",
         headers=headers,

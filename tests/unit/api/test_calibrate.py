@@ -1,0 +1,235 @@
+"""``/calibrate`` and its store: agreement, history, restart, failure."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+
+from api.current import Coalesced
+from api.store import Store
+from openset.calibration import OperatingPoint
+from tests.factories import image_bytes
+from tests.stub_torchserve import StubTorchServe
+
+PNG = {"content-type": "image/png"}
+
+
+def make_point(tau: float = 1.5, path: str = "cpu-float32-eager-0") -> OperatingPoint:
+    return OperatingPoint("softmax", tau, 0.01, 0.95, 1000, 4, 4, 0.005, 0.0091, 0.9, path)
+
+
+async def predict(gateway: httpx.AsyncClient) -> dict[str, Any]:
+    body: dict[str, Any] = (await gateway.post("/predict", content=image_bytes(), headers=PNG)).json()
+    return body
+
+
+async def test_first_start_takes_the_factory_point_as_row_one(gateway: httpx.AsyncClient) -> None:
+    body = await predict(gateway)
+    assert body["calibration"] == {
+        "id": 1, "fpr": 0.01, "confidence": 0.95, "source": "factory",
+        "fpr_upper_bound": body["calibration"]["fpr_upper_bound"],
+    }  # fmt: skip
+    assert body["calibration"]["fpr_upper_bound"] <= 0.01
+
+
+async def test_calibrate_moves_tau_and_says_what_it_costs(start_gateway: Any, database_url: str) -> None:
+    gateway = await start_gateway(database_url=database_url)
+    before = await predict(gateway)
+    reply = await gateway.post("/calibrate?fpr=1e-1&reason=less strict")
+    body = reply.json()
+    assert reply.status_code == 200, reply.text
+    assert body["applied"] is True
+    point = body["operating_point"]
+    assert point["fpr"] == 0.1
+    assert point["fpr_upper_bound"] <= 0.1
+    assert {"n", "k", "expected_ccr", "expected_fpr"} <= point.keys()
+    assert point["tau"] < before["tau"] == body["previous"]["tau"]
+    after = await predict(gateway)
+    assert (after["tau"], after["calibration"]["id"]) == (point["tau"], point["calibration_id"])
+
+
+async def test_get_computes_and_changes_nothing(gateway: httpx.AsyncClient) -> None:
+    body = (await gateway.get("/calibrate?fpr=0.1")).json()
+    assert body["applied"] is False
+    assert body["how_to_apply"].startswith("POST /calibrate?fpr=0.1")
+    assert (await predict(gateway))["calibration"]["id"] == 1
+
+
+async def test_default_target_is_one_percent(gateway: httpx.AsyncClient) -> None:
+    assert (await gateway.post("/calibrate")).json()["operating_point"]["fpr"] == 0.01
+
+
+async def test_unattainable_target_names_the_smallest(gateway: httpx.AsyncClient) -> None:
+    reply = await gateway.post("/calibrate?fpr=1e-6")
+    body = reply.json()
+    assert (reply.status_code, body["type"]) == (422, "/problems/not-certifiable")
+    smallest = body["smallest_attainable_fpr"]
+    assert f"{smallest:.3g}" in body["detail"]
+    assert (await gateway.post(f"/calibrate?fpr={smallest * 1.0001}")).status_code == 200
+    assert (await gateway.post(f"/calibrate?fpr={smallest * 0.99}")).status_code == 422
+
+
+@pytest.mark.parametrize("query", ["fpr=0", "fpr=1", "fpr=abc", "confidence=1", "score=energy", "source=mine"])
+async def test_bad_targets_are_refused_and_change_nothing(gateway: httpx.AsyncClient, query: str) -> None:
+    assert (await gateway.post(f"/calibrate?{query}")).status_code == 422
+    assert len((await gateway.get("/calibrations")).json()["calibrations"]) == 1
+
+
+async def test_other_score_type(gateway: httpx.AsyncClient) -> None:
+    await gateway.post("/calibrate?score=logit&fpr=0.05")
+    assert (await predict(gateway))["score_type"] == "logit"
+
+
+async def test_operating_point_survives_a_restart(start_gateway: Any, database_url: str) -> None:
+    first = await start_gateway(database_url=database_url)
+    tau = (await first.post("/calibrate?fpr=0.1")).json()["operating_point"]["tau"]
+    second = await start_gateway(database_url=database_url)
+    assert (await predict(second))["tau"] == tau
+
+
+async def test_gateways_sharing_a_store_agree_as_soon_as_calibrate_has_answered(
+    start_gateway: Any, database_url: str
+) -> None:
+    gateways = [await start_gateway(database_url=database_url) for _ in range(3)]
+    for gateway in gateways:
+        await predict(gateway)
+    for fpr in (0.2, 0.05, 0.1):
+        tau = (await gateways[0].post(f"/calibrate?fpr={fpr}")).json()["operating_point"]["tau"]
+        answers = await asyncio.gather(*(predict(gateway) for gateway in gateways for _ in range(10)))
+        assert {answer["tau"] for answer in answers} == {tau}
+
+
+async def test_history_and_rollback(start_gateway: Any, database_url: str) -> None:
+    gateway = await start_gateway(database_url=database_url)
+    factory_tau = (await predict(gateway))["tau"]
+    await gateway.post("/calibrate?fpr=0.1&reason=trial")
+    rows = (await gateway.get("/calibrations")).json()["calibrations"]
+    assert [row["operating_point"]["calibration_id"] for row in rows] == [2, 1]
+    assert [row["current"] for row in rows] == [True, False]
+    assert rows[0]["reason"] == "trial"
+    back = (await gateway.post("/calibrations/1/activate")).json()
+    assert back["operating_point"]["calibration_id"] == 1
+    assert (await predict(gateway))["tau"] == factory_tau
+    assert (await gateway.post("/calibrations/99/activate")).status_code == 404
+
+
+async def test_store_away_is_503_and_never_a_stale_tau(gateway: httpx.AsyncClient, stub: StubTorchServe) -> None:
+    await predict(gateway)
+    asked = len(stub.requests)
+    store = gateway.app.state.service.store  # type: ignore[attr-defined]
+
+    def away(*_: Any) -> None:
+        raise OperationalError("select", {}, Exception("gone"))
+
+    working, store.current = store.current, away
+    reply = await gateway.post("/predict", content=image_bytes(), headers=PNG)
+    assert (reply.status_code, reply.json()["type"]) == (503, "/problems/store-away")
+    assert "retry-after" in reply.headers
+    assert len(stub.requests) == asked
+    store.current = working
+    assert (await gateway.post("/predict", content=image_bytes(), headers=PNG)).status_code == 200
+
+
+async def test_hanging_store_is_503_too(start_gateway: Any) -> None:
+    gateway = await start_gateway(store_timeout_s=0.2)
+    await predict(gateway)
+    release = threading.Event()
+    gateway.app.state.service.store.current = lambda path: release.wait(5)
+    reply = await gateway.post("/predict", content=image_bytes(), headers=PNG)
+    release.set()
+    assert (reply.status_code, reply.json()["type"]) == (503, "/problems/store-away")
+
+
+async def test_curve_falls_with_tau_and_carries_its_band(gateway: httpx.AsyncClient) -> None:
+    points = (await gateway.get("/calibration/curve?points=20")).json()["points"]
+    rates = [point["fpr"] for point in points]
+    assert rates == sorted(rates, reverse=True)
+    assert all(point["fpr_low"] <= point["fpr"] <= point["fpr_high"] for point in points)
+
+
+async def test_keys_and_scopes(start_gateway: Any) -> None:
+    keys = [
+        {"sha256": hashlib.sha256(b"reader").hexdigest(), "scopes": ["predict"]},
+        {"sha256": hashlib.sha256(b"operator").hexdigest(), "scopes": ["predict", "calibrate"]},
+    ]
+    gateway = await start_gateway(api_keys=keys)
+
+    async def status(key: str | None) -> int:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        return (await gateway.post("/calibrate", headers=headers)).status_code
+
+    assert [await status(key) for key in (None, "wrong", "reader", "operator")] == [401, 401, 403, 200]
+    assert (await gateway.get("/livez")).status_code == 200
+
+
+def test_store_keeps_every_row(database_url: str) -> None:
+    store = Store(database_url)
+    store.create_tables()
+    store.create_tables()
+    first = store.add(make_point(1.0), model_sha256="0" * 64, source="factory", reason="")
+    second = store.add(make_point(2.0), model_sha256="0" * 64, source="factory", reason="")
+    assert store.current("cpu-float32-eager-0") == second
+    store.activate(first, reason="rollback")
+    assert store.current("cpu-float32-eager-0") == first
+    assert store.current("cuda-float32-eager-0") is None
+    assert [row.id for row, _ in store.history("cpu-float32-eager-0", 10)] == [second.id, first.id]
+    store.close()
+
+
+def test_many_starters_make_one_factory_row(database_url: str) -> None:
+    stores = [Store(database_url) for _ in range(6)]
+    stores[0].create_tables()
+    threads = [
+        threading.Thread(target=store.ensure_factory, args=(make_point(),), kwargs={"model_sha256": "0" * 64})
+        for store in stores
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with stores[0].engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM calibrations")).scalar() == 1
+        assert connection.execute(sa.text("SELECT count(*) FROM activations")).scalar() == 1
+    for store in stores:
+        store.close()
+
+
+def test_acknowledged_calibration_survives_in_the_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    store = Store(url)
+    store.create_tables()
+    added = store.add(make_point(0.1 + 0.2), model_sha256="0" * 64, source="factory", reason="r")
+    store.close()
+    again = Store(url)
+    assert again.current("cpu-float32-eager-0") == added
+    again.close()
+
+
+async def test_coalesced_read_is_never_older_than_its_question() -> None:
+    value, reads = 0, 0
+
+    def read() -> int:
+        nonlocal reads
+        reads += 1
+        seen = value
+        time.sleep(0.02)
+        return seen
+
+    coalesced = Coalesced(read, 5.0)
+    for number in range(1, 6):
+        early = [asyncio.create_task(coalesced.get()) for _ in range(20)]
+        await asyncio.sleep(0.005)  # a read of the old value is under way
+        value = number
+        late = [asyncio.create_task(coalesced.get()) for _ in range(20)]
+        assert set(await asyncio.gather(*late)) == {number}
+        await asyncio.gather(*early)
+    assert reads <= 15
