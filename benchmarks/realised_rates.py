@@ -54,7 +54,10 @@ async def ask_all(url: str, uploads: list[bytes]) -> list[dict[str, Any]]:
 
         async def one(upload: bytes) -> dict[str, Any]:
             headers = {"content-type": "application/octet-stream"}
-            async with places, session.post("/predict?top_k=1", data=upload, headers=headers) as response:
+            async with (
+                places,
+                session.post("/predict?top_k=1", data=upload, headers=headers) as response,
+            ):
                 body: dict[str, Any] = await response.json(content_type=None)
                 if response.status != 200:
                     raise RuntimeError(f"status {response.status}: {body}")
@@ -65,7 +68,9 @@ async def ask_all(url: str, uploads: list[bytes]) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Run the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--json", type=Path)
@@ -73,7 +78,9 @@ def main() -> int:
     run = Run(arguments.run)
     uploads, scored = encoded_images(run)
     if len(uploads) != len(scored):
-        sys.exit(f"the data hold {len(uploads)} images, the evaluation {len(scored)}; evaluate the run again")
+        sys.exit(
+            f"the data hold {len(uploads)} images, the evaluation {len(scored)}; evaluate the run again"
+        )
     started = time.perf_counter()
     answers = asyncio.run(ask_all(arguments.url, uploads))
     seconds = time.perf_counter() - started

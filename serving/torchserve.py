@@ -86,12 +86,12 @@ class TorchServe:
         """Fresh folders, configuration and the unpacked archive with its settings; returns the configuration folder."""
         settings = self.settings
         configuration = settings.run_dir / "conf"
-        for folder in ("ts", "admin", "tmp", "conf"):
-            path = settings.run_dir / folder
-            shutil.rmtree(
-                path, ignore_errors=True
-            )  # stale sockets of a crash would block the start
-            path.mkdir(parents=True, mode=0o770)
+        for name in ("ts", "admin", "tmp", "conf"):
+            folder = settings.run_dir / name
+            folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+            # Stale sockets of a crash would block the start; the folder itself may be a mount.
+            for entry in folder.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         # The archive stays as it is; TorchServe loads an unpacked copy that also holds this start's settings.
         model = configuration / "models" / settings.model
         with zipfile.ZipFile(settings.archive) as archive:

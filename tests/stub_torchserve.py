@@ -84,7 +84,8 @@ class StubTorchServe:
         }
         if headers.get("x-openset-angles") == "all":
             document["angles"] = [
-                {"label": name, "class_id": name, "cosine": 0.1, "angle_deg": 84.3} for name in self.card.class_names
+                {"label": name, "class_id": name, "cosine": 0.1, "angle_deg": 84.3}
+                for name in self.card.class_names
             ]
         if self.behave is not None:
             other = self.behave(request, body, document)

@@ -100,7 +100,15 @@ def test_there_is_no_drawer_module() -> None:
     "module", [*(f"openset.{name}" for name in TORCH_FREE), "api.app", "serving.stack"]
 )
 def test_torch_free_module_imports_with_torch_blocked(module: str) -> None:
-    program = f"import sys; sys.modules['torch'] = None; sys.modules['torchvision'] = None; import {module}"
+    program = f"""
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NoTorch())
+import {module}
+"""
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )

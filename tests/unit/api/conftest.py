@@ -43,7 +43,9 @@ async def stub(archive: Path) -> AsyncIterator[StubTorchServe]:
 
 
 @pytest.fixture
-async def start_gateway(stub: StubTorchServe, archive: Path, tmp_path: Path) -> AsyncIterator[StartGateway]:
+async def start_gateway(
+    stub: StubTorchServe, archive: Path, tmp_path: Path
+) -> AsyncIterator[StartGateway]:
     """``await start_gateway(**settings)`` -> httpx client of a gateway with its lifespan running."""
     async with AsyncExitStack() as stack:
 
@@ -58,7 +60,8 @@ async def start_gateway(stub: StubTorchServe, archive: Path, tmp_path: Path) -> 
             app = create_app(Settings(**(values | changes)))
             await stack.enter_async_context(app.router.lifespan_context(app))
             client = httpx.AsyncClient(
-                transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://gateway"
+                transport=httpx.ASGITransport(app, raise_app_exceptions=False),
+                base_url="http://gateway",
             )
             client.app = app  # type: ignore[attr-defined]
             return await stack.enter_async_context(client)
@@ -91,12 +94,17 @@ def postgresql_url() -> Iterator[str]:
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     control = [*prefix, str(binaries / "pg_ctl"), "-D", str(data), "-w"]
     subprocess.run(
-        [*control, "-l", str(folder / "log"), "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd="/"
+        [*control, "-l", str(folder / "log"), "-o", options, "start"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
     )
     try:
         yield f"postgresql+psycopg://test@127.0.0.1:{port}/postgres"
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd="/")
+        subprocess.run(
+            [*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd="/"
+        )
         time.sleep(0.1)
         shutil.rmtree(folder, ignore_errors=True)
 

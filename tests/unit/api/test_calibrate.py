@@ -28,7 +28,9 @@ def make_point(tau: float = 1.5, path: str = "cpu-float32-eager-0") -> Operating
 
 
 async def predict(gateway: httpx.AsyncClient) -> dict[str, Any]:
-    body: dict[str, Any] = (await gateway.post("/predict", content=image_bytes(), headers=PNG)).json()
+    body: dict[str, Any] = (
+        await gateway.post("/predict", content=image_bytes(), headers=PNG)
+    ).json()
     return body
 
 
@@ -41,7 +43,9 @@ async def test_first_start_takes_the_factory_point_as_row_one(gateway: httpx.Asy
     assert body["calibration"]["fpr_upper_bound"] <= 0.01
 
 
-async def test_calibrate_moves_tau_and_says_what_it_costs(start_gateway: Any, database_url: str) -> None:
+async def test_calibrate_moves_tau_and_says_what_it_costs(
+    start_gateway: Any, database_url: str
+) -> None:
     gateway = await start_gateway(database_url=database_url)
     before = await predict(gateway)
     reply = await gateway.post("/calibrate?fpr=1e-1&reason=less strict")
@@ -78,8 +82,12 @@ async def test_unattainable_target_names_the_smallest(gateway: httpx.AsyncClient
     assert (await gateway.post(f"/calibrate?fpr={smallest * 0.99}")).status_code == 422
 
 
-@pytest.mark.parametrize("query", ["fpr=0", "fpr=1", "fpr=abc", "confidence=1", "score=energy", "source=mine"])
-async def test_bad_targets_are_refused_and_change_nothing(gateway: httpx.AsyncClient, query: str) -> None:
+@pytest.mark.parametrize(
+    "query", ["fpr=0", "fpr=1", "fpr=abc", "confidence=1", "score=energy", "source=mine"]
+)
+async def test_bad_targets_are_refused_and_change_nothing(
+    gateway: httpx.AsyncClient, query: str
+) -> None:
     assert (await gateway.post(f"/calibrate?{query}")).status_code == 422
     assert len((await gateway.get("/calibrations")).json()["calibrations"]) == 1
 
@@ -104,7 +112,9 @@ async def test_gateways_sharing_a_store_agree_as_soon_as_calibrate_has_answered(
         await predict(gateway)
     for fpr in (0.2, 0.05, 0.1):
         tau = (await gateways[0].post(f"/calibrate?fpr={fpr}")).json()["operating_point"]["tau"]
-        answers = await asyncio.gather(*(predict(gateway) for gateway in gateways for _ in range(10)))
+        answers = await asyncio.gather(
+            *(predict(gateway) for gateway in gateways for _ in range(10))
+        )
         assert {answer["tau"] for answer in answers} == {tau}
 
 
@@ -122,7 +132,9 @@ async def test_history_and_rollback(start_gateway: Any, database_url: str) -> No
     assert (await gateway.post("/calibrations/99/activate")).status_code == 404
 
 
-async def test_store_away_is_503_and_never_a_stale_tau(gateway: httpx.AsyncClient, stub: StubTorchServe) -> None:
+async def test_store_away_is_503_and_never_a_stale_tau(
+    gateway: httpx.AsyncClient, stub: StubTorchServe
+) -> None:
     await predict(gateway)
     asked = len(stub.requests)
     store = gateway.app.state.service.store  # type: ignore[attr-defined]
@@ -167,7 +179,12 @@ async def test_keys_and_scopes(start_gateway: Any) -> None:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         return (await gateway.post("/calibrate", headers=headers)).status_code
 
-    assert [await status(key) for key in (None, "wrong", "reader", "operator")] == [401, 401, 403, 200]
+    assert [await status(key) for key in (None, "wrong", "reader", "operator")] == [
+        401,
+        401,
+        403,
+        200,
+    ]
     assert (await gateway.get("/livez")).status_code == 200
 
 
@@ -189,7 +206,9 @@ def test_many_starters_make_one_factory_row(database_url: str) -> None:
     stores = [Store(database_url) for _ in range(6)]
     stores[0].create_tables()
     threads = [
-        threading.Thread(target=store.ensure_factory, args=(make_point(),), kwargs={"model_sha256": "0" * 64})
+        threading.Thread(
+            target=store.ensure_factory, args=(make_point(),), kwargs={"model_sha256": "0" * 64}
+        )
         for store in stores
     ]
     for thread in threads:

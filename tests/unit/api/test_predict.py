@@ -35,14 +35,20 @@ async def test_raw_body_and_multipart_give_the_same_answer(gateway: httpx.AsyncC
 
 async def test_label_above_tau_and_unknown_below(gateway: httpx.AsyncClient) -> None:
     tau = (await gateway.get("/calibrate")).json()["previous"]["tau"]
-    above = (await gateway.post("/predict", content=padded(int(tau * 1000) + 50), headers=PNG)).json()
-    below = (await gateway.post("/predict", content=padded(int(tau * 1000) - 50), headers=PNG)).json()
+    above = (
+        await gateway.post("/predict", content=padded(int(tau * 1000) + 50), headers=PNG)
+    ).json()
+    below = (
+        await gateway.post("/predict", content=padded(int(tau * 1000) - 50), headers=PNG)
+    ).json()
     assert (above["label"], above["accepted"]) == ("3", True)
     assert (below["label"], below["accepted"]) == ("unknown", False)
     assert above["p_value"] < below["p_value"]
 
 
-async def test_tau_travels_as_the_very_float32(gateway: httpx.AsyncClient, stub: StubTorchServe) -> None:
+async def test_tau_travels_as_the_very_float32(
+    gateway: httpx.AsyncClient, stub: StubTorchServe
+) -> None:
     body = (await gateway.post("/predict", content=image_bytes(), headers=PNG)).json()
     sent = stub.requests[-1]
     assert np.float32(sent["x-openset-tau"]) == np.float32(body["tau"])
@@ -54,14 +60,18 @@ async def test_nothing_of_the_clients_headers_reaches_the_model_server(
     gateway: httpx.AsyncClient, stub: StubTorchServe
 ) -> None:
     await gateway.post(
-        "/predict", content=image_bytes(), headers={**PNG, "x-openset-tau": "-99", "explain": "1", "cookie": "a=b"}
+        "/predict",
+        content=image_bytes(),
+        headers={**PNG, "x-openset-tau": "-99", "explain": "1", "cookie": "a=b"},
     )
     sent = stub.requests[-1]
     assert sent["x-openset-tau"] != "-99"
     assert not {"explain", "cookie"} & sent.keys()
 
 
-async def test_own_target_applies_to_this_request_only(gateway: httpx.AsyncClient, archive: Any) -> None:
+async def test_own_target_applies_to_this_request_only(
+    gateway: httpx.AsyncClient, archive: Any
+) -> None:
     before = (await gateway.post("/predict", content=image_bytes(), headers=PNG)).json()
     own = (await gateway.post("/predict?fpr=0.2", content=image_bytes(), headers=PNG)).json()
     after = (await gateway.post("/predict", content=image_bytes(), headers=PNG)).json()
@@ -73,13 +83,19 @@ async def test_own_target_applies_to_this_request_only(gateway: httpx.AsyncClien
 
 
 async def test_top_k_and_angles(gateway: httpx.AsyncClient) -> None:
-    body = (await gateway.post("/predict?top_k=2&angles=all", content=image_bytes(), headers=PNG)).json()
+    body = (
+        await gateway.post("/predict?top_k=2&angles=all", content=image_bytes(), headers=PNG)
+    ).json()
     assert len(body["top_k"]) == 2
     assert len(body["angles"]) == 10
 
 
-async def test_request_id_is_kept_if_harmless_and_replaced_if_not(gateway: httpx.AsyncClient) -> None:
-    kept = await gateway.post("/predict", content=image_bytes(), headers={**PNG, "x-request-id": "abc-1"})
+async def test_request_id_is_kept_if_harmless_and_replaced_if_not(
+    gateway: httpx.AsyncClient,
+) -> None:
+    kept = await gateway.post(
+        "/predict", content=image_bytes(), headers={**PNG, "x-request-id": "abc-1"}
+    )
     assert kept.headers["x-request-id"] == kept.json()["request_id"] == "abc-1"
     replaced = await gateway.get("/livez", headers={"x-request-id": "a b{}"})
     assert len(replaced.headers["x-request-id"]) == 32
@@ -102,7 +118,12 @@ async def test_request_id_is_kept_if_harmless_and_replaced_if_not(gateway: httpx
     ],
 )
 async def test_bad_input_is_a_problem_and_never_reaches_the_model(
-    start_gateway: Any, stub: StubTorchServe, content: bytes, headers: dict[str, str], status: int, slug: str
+    start_gateway: Any,
+    stub: StubTorchServe,
+    content: bytes,
+    headers: dict[str, str],
+    status: int,
+    slug: str,
 ) -> None:
     gateway = await start_gateway(max_image_bytes=2_000_000)
     await gateway.get("/readyz")
@@ -150,14 +171,32 @@ async def test_bad_parameters_are_named(gateway: httpx.AsyncClient, query: str) 
 
 
 async def test_another_model_name_is_refused(gateway: httpx.AsyncClient) -> None:
-    assert (await gateway.post("/predict?model=other", content=image_bytes(), headers=PNG)).status_code == 404
+    assert (
+        await gateway.post("/predict?model=other", content=image_bytes(), headers=PNG)
+    ).status_code == 404
 
 
 BACKEND_FAILURES = [
-    (lambda: torchserve_error(503, "ServiceUnavailableException", "Model has no worker"), 503, "overloaded"),
-    (lambda: torchserve_error(503, "InternalServerException", "Prediction failed"), 500, "internal-error"),
-    (lambda: torchserve_error(507, "InternalServerException", "Out of resources"), 503, "backend-failed"),
-    (lambda: torchserve_error(500, "InternalServerException", "Worker died."), 503, "backend-failed"),
+    (
+        lambda: torchserve_error(503, "ServiceUnavailableException", "Model has no worker"),
+        503,
+        "overloaded",
+    ),
+    (
+        lambda: torchserve_error(503, "InternalServerException", "Prediction failed"),
+        500,
+        "internal-error",
+    ),
+    (
+        lambda: torchserve_error(507, "InternalServerException", "Out of resources"),
+        503,
+        "backend-failed",
+    ),
+    (
+        lambda: torchserve_error(500, "InternalServerException", "Worker died."),
+        503,
+        "backend-failed",
+    ),
     (lambda: torchserve_error(404, "ModelNotFoundException", "Model not found"), 503, "not-ready"),
     (lambda: web.Response(body=b"garbage"), 503, "backend-failed"),
     (lambda: web.Response(body=b"x" * 1_100_000), 503, "backend-failed"),
@@ -177,7 +216,9 @@ async def test_every_answer_of_the_model_server_is_mapped(
         assert int(reply.headers["retry-after"]) >= 1
 
 
-async def test_lost_worker_is_repeated_once(gateway: httpx.AsyncClient, stub: StubTorchServe) -> None:
+async def test_lost_worker_is_repeated_once(
+    gateway: httpx.AsyncClient, stub: StubTorchServe
+) -> None:
     await gateway.get("/readyz")
     asked = len(stub.requests)
 
@@ -218,7 +259,9 @@ async def test_operating_point_that_was_not_applied_is_refused_and_counted(
     assert "openset_operating_point_mismatches_total 1.0" in (await gateway.get("/metrics")).text
 
 
-async def test_other_weights_than_the_archives_are_refused(gateway: httpx.AsyncClient, stub: StubTorchServe) -> None:
+async def test_other_weights_than_the_archives_are_refused(
+    gateway: httpx.AsyncClient, stub: StubTorchServe
+) -> None:
     stub.sha256 = "0" * 64
     assert (await gateway.get("/readyz")).json()["type"] == "/problems/operating-point-mismatch"
 
@@ -248,17 +291,23 @@ async def test_path_that_changes_under_way_is_refused_then_learnt(
     assert (await gateway.post("/predict", content=image_bytes(), headers=PNG)).status_code == 200
 
 
-async def test_non_finite_score_is_unknown_and_counted(gateway: httpx.AsyncClient, stub: StubTorchServe) -> None:
+async def test_non_finite_score_is_unknown_and_counted(
+    gateway: httpx.AsyncClient, stub: StubTorchServe
+) -> None:
     await gateway.get("/readyz")
     stub.behave = lambda request, body, document: document.update(
         score=None, score_probability=None, accepted=False, label="unknown", non_finite=True
     )
     body = (await gateway.post("/predict", content=image_bytes(), headers=PNG)).json()
     assert (body["label"], body["score"], body["p_value"]) == ("unknown", None, None)
-    assert 'openset_outcomes_total{outcome="non_finite"} 1.0' in (await gateway.get("/metrics")).text
+    assert (
+        'openset_outcomes_total{outcome="non_finite"} 1.0' in (await gateway.get("/metrics")).text
+    )
 
 
-async def test_too_many_requests_in_flight_are_refused_at_once(start_gateway: Any, stub: StubTorchServe) -> None:
+async def test_too_many_requests_in_flight_are_refused_at_once(
+    start_gateway: Any, stub: StubTorchServe
+) -> None:
     gateway = await start_gateway(max_in_flight=2)
     await gateway.get("/readyz")
     gateway.app.state.service.in_flight = 2
@@ -271,7 +320,11 @@ async def test_too_many_requests_in_flight_are_refused_at_once(start_gateway: An
 
 
 async def test_batch_answers_each_image_in_order(gateway: httpx.AsyncClient) -> None:
-    files = [("images", ("a.png", image_bytes())), ("images", ("b.txt", b"text")), ("images", ("c.png", padded(9000)))]
+    files = [
+        ("images", ("a.png", image_bytes())),
+        ("images", ("b.txt", b"text")),
+        ("images", ("c.png", padded(9000))),
+    ]
     body = (await gateway.post("/predict/batch", files=files)).json()
     assert [item["status"] for item in body["results"]] == [200, 422, 200]
     assert body["results"][1]["problem"]["type"] == "/problems/unreadable-image"

@@ -1,0 +1,236 @@
+"""The real thing: TorchServe and the gateway as processes, driven with httpx."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from openset.artifact import load_artifact
+from openset.classifier import SCORE_TOLERANCE
+from serving.archive import build_archive
+from serving.configuration import ServingSettings
+from serving.torchserve import ManagementClient
+from tests.factories import grey_image, image_bytes, tiny_artifact
+
+ROOT = Path(__file__).parents[2]
+PNG = {"content-type": "image/png"}
+
+
+class Stack:
+    """A running ``python -m serving.stack``."""
+
+    def __init__(self, store: Path, *arguments: str) -> None:
+        self.store = store
+        self.run_dir = Path(tempfile.mkdtemp(prefix="os-"))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log = self.run_dir / "log"
+        command = [
+            sys.executable, "-m", "serving.stack", "--model", "tiny", "--model-store", str(store), "--device", "cpu",
+            "--run-dir", str(self.run_dir), "--port", str(self.port), "--java-heap", "512m", *arguments,
+        ]  # fmt: skip
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        self.wait_for_text("ready: ")
+
+    def wait_for_text(self, text: str, seconds: float = 180) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def model_worker(self) -> psutil.Process:
+        return next(
+            p
+            for p in self.children()
+            if any("model_service_worker" in part for part in p.cmdline())
+        )
+
+    def stop(self) -> int:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(90)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("artifact"))
+
+
+@pytest.fixture(scope="module")
+def store(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_archive(artifact, "tiny", tmp_path_factory.mktemp("store")).parent
+
+
+@pytest.fixture(scope="module")
+def stack(store: Path) -> Iterator[Stack]:
+    running = Stack(store, "--gateway-processes", "2")
+    yield running
+    running.stop()
+
+
+def predict(client: httpx.Client, image: bytes, query: str = "") -> dict[str, Any]:
+    reply = client.post(f"/predict{query}", content=image, headers=PNG)
+    assert reply.status_code == 200, reply.text
+    body: dict[str, Any] = reply.json()
+    return body
+
+
+def test_known_gets_its_label_and_the_rest_is_unknown(stack: Stack, artifact: Path) -> None:
+    classifier = load_artifact(artifact)
+    factory = classifier.card.factory
+    assert factory is not None
+    candidates = [
+        grey_image(seed) * (np.arange(28)[:, None] < 2 + seed % 26) for seed in range(400)
+    ]
+    images = torch.stack([classifier.preprocessing.from_array(array) for array in candidates])
+    prediction = classifier.predict(images)
+    scores, predictions = prediction.scores[factory["score_type"]].numpy(), prediction.predictions
+    clear = np.abs(scores - factory["tau"]) > SCORE_TOLERANCE["float32"]
+    chosen = np.concatenate(
+        [
+            np.flatnonzero(clear & side)[:12]
+            for side in (scores >= factory["tau"], scores < factory["tau"])
+        ]
+    )
+    assert len(chosen) == 24
+    answers = [predict(stack.client, image_bytes(candidates[index])) for index in chosen]
+    np.testing.assert_allclose(
+        [answer["score"] for answer in answers],
+        scores[chosen],
+        atol=SCORE_TOLERANCE["float32"],
+        rtol=0,
+    )
+    expected = [str(int(predictions[index])) for index in chosen[:12]] + ["unknown"] * 12
+    assert [answer["label"] for answer in answers] == expected
+
+
+def test_calibrate_is_seen_by_every_gateway_process_at_once(stack: Stack) -> None:
+    for fpr in (0.1, 0.02, 0.05, 0.01):
+        body = stack.client.post(f"/calibrate?fpr={fpr}").json()
+        tau = body["operating_point"]["tau"]
+        # New connections land on either process.
+        seen = {
+            httpx.post(
+                f"http://127.0.0.1:{stack.port}/predict",
+                content=image_bytes(),
+                headers=PNG,
+                timeout=60,
+            ).json()["tau"]
+            for _ in range(12)
+        }
+        assert seen == {tau}
+
+
+def test_concurrent_requests_with_bad_images_among_them(stack: Stack) -> None:
+    async def run() -> list[int]:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{stack.port}", timeout=60
+        ) as client:
+            bad = image_bytes(format="JPEG")[:300]
+            bodies = [bad if number % 4 == 3 else image_bytes() for number in range(32)]
+            replies = await asyncio.gather(
+                *(client.post("/predict", content=body, headers=PNG) for body in bodies)
+            )
+            return [reply.status_code for reply in replies]
+
+    assert asyncio.run(run()) == [422 if number % 4 == 3 else 200 for number in range(32)]
+
+
+def test_own_target_and_angles(stack: Stack) -> None:
+    body = predict(stack.client, image_bytes(), "?fpr=0.2&angles=all&top_k=3")
+    assert body["calibration"]["id"] is None
+    assert (len(body["angles"]), len(body["top_k"])) == (10, 3)
+
+
+def test_readiness_model_metrics_docs_and_page(stack: Stack) -> None:
+    assert stack.client.get("/readyz").json()["status"] == "ready"
+    assert stack.client.get("/model").json()["card"]["loss"] == "cos_eos"
+    assert "openset_outcomes_total" in stack.client.get("/metrics").text
+    assert stack.client.get("/docs").status_code == 200
+    assert "openset-serve" in stack.client.get("/").text
+
+
+def test_sockets_are_private(stack: Stack) -> None:
+    for name in ("ts/inference.sock", "admin/management.sock"):
+        assert (stack.run_dir / name).stat().st_mode & 0o007 == 0
+
+
+def test_settings_are_what_torchserve_runs_with(stack: Stack, store: Path) -> None:
+    settings = ServingSettings(model="tiny", model_store=store, run_dir=stack.run_dir)
+    described = asyncio.run(ManagementClient(settings).describe())
+    for key, value in settings.read_back().items():
+        if key in described:
+            assert described[key] == value, key
+    assert {"batchSize", "maxBatchDelay", "responseTimeout"} <= described.keys()
+
+
+def test_killed_worker_heals_and_no_answer_is_wrong(stack: Stack) -> None:
+    before = predict(stack.client, image_bytes())
+    os.kill(stack.model_worker().pid, signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while True:
+        reply = stack.client.post("/predict", content=image_bytes(), headers=PNG)
+        if reply.status_code == 200:
+            break
+        assert reply.status_code in (503, 504), reply.text
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert reply.json()["score"] == pytest.approx(before["score"], abs=SCORE_TOLERANCE["float32"])
+
+
+def test_page_in_a_real_browser(stack: Stack, tmp_path: Path) -> None:
+    import shutil
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", f"{stack.client.base_url}/",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert "tiny: 10 known classes" in done.stdout, done.stderr[-2000:]
+    assert "expected CCR" in done.stdout
+
+
+def test_restart_keeps_the_operating_point_and_leaves_no_orphan(store: Path) -> None:
+    first = Stack(store)
+    tau = first.client.post("/calibrate?fpr=0.07").json()["operating_point"]["tau"]
+    family = first.children()
+    assert first.stop() == 0
+    gone, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    assert len(gone) >= 3
+    assert not list(first.run_dir.rglob("*.sock"))
+    second = Stack(store)
+    assert predict(second.client, image_bytes())["tau"] == tau
+    # kill -9 of the parent: the children are told by the kernel.
+    family = second.children()
+    second.process.kill()
+    second.process.wait()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive

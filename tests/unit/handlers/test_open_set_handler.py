@@ -1,0 +1,266 @@
+"""The handler in this process: batches, bad images, operating points, and equality with the offline classifier."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from handlers.open_set_handler import OpenSetHandler
+from openset.artifact import load_artifact
+from openset.classifier import SCORE_TOLERANCE
+from tests.factories import grey_image, image_bytes, tiny_artifact
+
+
+class FakeContext:
+    """What the worker hands to a handler."""
+
+    def __init__(
+        self, folder: Path, headers: list[dict[str, str]] | None = None, **settings: Any
+    ) -> None:
+        self.system_properties = {"model_dir": str(folder), "gpu_id": None, "batch_size": 4}
+        self.model_yaml_config = {"handler": settings}
+        self.headers = headers or []
+        self.status: dict[int, int] = {}
+        self.content_type: dict[int, str] = {}
+
+    def get_request_header(self, index: int, name: str) -> str | None:
+        return self.headers[index].get(name) if index < len(self.headers) else None
+
+    def set_response_status(self, code: int, phrase: str, index: int) -> None:
+        assert phrase.isascii()
+        self.status[index] = code
+
+    def set_response_content_type(self, index: int, value: str) -> None:
+        self.content_type[index] = value
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("artifact"))
+
+
+@pytest.fixture(scope="module")
+def handler(artifact: Path) -> OpenSetHandler:
+    made = OpenSetHandler()
+    made.initialize(FakeContext(artifact))
+    return made
+
+
+def ask(
+    handler: OpenSetHandler,
+    artifact: Path,
+    bodies: list[Any],
+    headers: list[dict[str, str]] | None = None,
+) -> tuple[list[dict[str, Any]], FakeContext]:
+    context = FakeContext(artifact, headers)
+    answers = handler.handle([{"body": body} for body in bodies], context)
+    assert all(isinstance(answer, bytes) for answer in answers)
+    assert len(answers) == len(bodies)
+    return [json.loads(answer) for answer in answers], context
+
+
+def test_scores_equal_the_offline_classifier(handler: OpenSetHandler, artifact: Path) -> None:
+    arrays = [grey_image(seed) for seed in range(6)]
+    answers, _ = ask(handler, artifact, [bytearray(image_bytes(array)) for array in arrays])
+    classifier = load_artifact(artifact)
+    offline = classifier.predict(
+        torch.stack([classifier.preprocessing.from_array(array) for array in arrays])
+    )
+    name = answers[0]["score_type"]
+    np.testing.assert_allclose(
+        [answer["score"] for answer in answers],
+        offline.scores[name].numpy(),
+        atol=SCORE_TOLERANCE["float32"],
+        rtol=0,
+    )
+    assert [answer["nearest"]["index"] for answer in answers] == offline.predictions.tolist()
+    cosine = math.cos(math.radians(answers[0]["nearest"]["angle_deg"]))
+    assert cosine == pytest.approx(answers[0]["nearest"]["cosine"], abs=1e-5)
+
+
+def test_each_request_is_judged_by_its_own_tau_and_gets_its_echo(
+    handler: OpenSetHandler, artifact: Path
+) -> None:
+    score = ask(handler, artifact, [image_bytes()])[0][0]["score"]
+    above = float(np.nextafter(np.float32(score), np.float32(np.inf)))
+    headers = [
+        {
+            "x-openset-tau": str(np.float32(score)),
+            "x-openset-score": "softmax",
+            "x-openset-calibration": "12",
+        },
+        {
+            "x-openset-tau": str(np.float32(above)),
+            "x-openset-score": "softmax",
+            "x-openset-calibration": "13",
+        },
+        {"x-openset-tau": "-1000", "x-openset-score": "logit", "x-openset-calibration": "request"},
+    ]
+    answers, _ = ask(handler, artifact, [image_bytes()] * 3, headers)
+    # Within a path, scores agree up to batching: the equality case must be asked alone.
+    alone, _ = ask(handler, artifact, [image_bytes()], headers[:1])
+    assert alone[0]["accepted"] is True
+    alone, _ = ask(handler, artifact, [image_bytes()], headers[1:2])
+    assert alone[0]["accepted"] is False
+    assert alone[0]["label"] == "unknown"
+    assert [answer["calibration"] for answer in answers] == ["12", "13", "request"]
+    assert [np.float32(answer["tau"]) for answer in answers] == [
+        np.float32(score),
+        np.float32(above),
+        -1000,
+    ]
+    assert answers[2]["score_probability"] is None
+
+
+def test_without_headers_the_factory_point_applies(handler: OpenSetHandler, artifact: Path) -> None:
+    answer = ask(handler, artifact, [image_bytes()])[0][0]
+    factory = load_artifact(artifact).card.factory
+    assert factory is not None
+    assert (answer["tau"], answer["score_type"], answer["calibration"]) == (
+        factory["tau"], factory["score_type"], "factory",
+    )  # fmt: skip
+
+
+BAD = {
+    "empty": b"",
+    "one byte": b"\xff",
+    "text": b"hello",
+    "html": b"<html></html>",
+    "pdf": b"%PDF-1.7" + b"0" * 100,
+    "cut jpeg": image_bytes(format="JPEG")[:300],
+    "gif": b"GIF89a" + b"\0" * 60,
+    "none": None,
+    "decoded json": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_bad_image_leaves_its_neighbours_unharmed(
+    handler: OpenSetHandler, artifact: Path, name: str
+) -> None:
+    good = ask(handler, artifact, [image_bytes()])[0][0]
+    answers, context = ask(handler, artifact, [image_bytes(), BAD[name], image_bytes()])
+    assert context.status == {1: 422}
+    assert context.content_type[1] == "application/problem+json"
+    assert answers[1]["type"] == "/problems/unreadable-image"
+    for neighbour in (answers[0], answers[2]):
+        assert neighbour["score"] == pytest.approx(good["score"], abs=SCORE_TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-openset-tau": "nan", "x-openset-score": "softmax"},
+        {"x-openset-tau": "inf", "x-openset-score": "softmax"},
+        {"x-openset-tau": "abc", "x-openset-score": "softmax"},
+        {"x-openset-score": "softmax"},
+        {"x-openset-tau": "1"},
+        {"x-openset-tau": "1", "x-openset-score": "energy"},
+        {"x-openset-tau": "1", "x-openset-score": "softmax", "x-openset-top-k": "-1"},
+        {"x-openset-tau": "1", "x-openset-score": "softmax", "x-openset-top-k": "²"},
+    ],
+)
+def test_bad_operating_points_are_refused_in_their_slot(
+    handler: OpenSetHandler, artifact: Path, headers: dict[str, str]
+) -> None:
+    answers, context = ask(handler, artifact, [image_bytes(), image_bytes()], [headers, {}])
+    assert context.status == {0: 400}
+    assert answers[0]["type"] == "/problems/bad-operating-point"
+    assert "score" in answers[1]
+
+
+def test_top_k_is_ordered_and_bounded_and_angles_cover_all_classes(
+    handler: OpenSetHandler, artifact: Path
+) -> None:
+    headers = {
+        "x-openset-tau": "0",
+        "x-openset-score": "softmax",
+        "x-openset-top-k": "99",
+        "x-openset-angles": "all",
+    }
+    answer = ask(handler, artifact, [image_bytes()], [headers])[0][0]
+    probabilities = [entry["probability"] for entry in answer["top_k"]]
+    assert len(probabilities) == len(answer["angles"]) == 10
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    assert answer["nearest"] == answer["top_k"][0]
+
+
+def test_non_finite_score_is_unknown_and_json_stays_valid(
+    handler: OpenSetHandler, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = handler.classifier.predict
+
+    def broken(images: torch.Tensor) -> Any:
+        prediction = working(images)
+        prediction.scores["softmax"] = torch.full((len(images),), math.nan)
+        return prediction
+
+    monkeypatch.setattr(handler.classifier, "predict", broken)
+    headers = {"x-openset-tau": "-1000", "x-openset-score": "softmax"}
+    answer = ask(handler, artifact, [image_bytes()], [headers])[0][0]
+    assert (answer["label"], answer["accepted"], answer["score"], answer["non_finite"]) == (
+        "unknown",
+        False,
+        None,
+        True,
+    )
+
+
+def test_failing_model_answers_every_slot_and_never_raises(
+    handler: OpenSetHandler, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(images: torch.Tensor) -> Any:
+        raise ValueError("secret path /x/y")
+
+    monkeypatch.setattr(handler.classifier, "predict", fail)
+    answers, context = ask(handler, artifact, [image_bytes()] * 2)
+    assert context.status == {0: 500, 1: 500}
+    assert "secret" not in json.dumps(answers)
+
+
+def test_out_of_memory_is_retried_in_halves(
+    handler: OpenSetHandler, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working, sizes = handler.classifier.predict, []
+
+    def small_device(images: torch.Tensor) -> Any:
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return working(images)
+
+    monkeypatch.setattr(handler.classifier, "predict", small_device)
+    answers, context = ask(handler, artifact, [image_bytes(grey_image(seed)) for seed in range(4)])
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    assert context.status == {}
+    assert len({answer["score"] for answer in answers}) == 4
+
+
+def test_demanded_gpu_that_is_not_there_refuses_to_start(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENSET_REQUIRE_DEVICE", "cuda")
+    with pytest.raises(RuntimeError, match="CUDA device was demanded"):
+        OpenSetHandler().initialize(FakeContext(artifact))
+
+
+def test_every_batch_size_is_warmed_up(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    from openset.classifier import OpenSetClassifier
+
+    working = OpenSetClassifier.predict
+
+    def counted(self: OpenSetClassifier, images: torch.Tensor) -> Any:
+        sizes.append(len(images))
+        return working(self, images)
+
+    monkeypatch.setattr(OpenSetClassifier, "predict", counted)
+    OpenSetHandler().initialize(FakeContext(artifact))
+    assert sizes == [1, 2, 3, 4]

@@ -1,0 +1,261 @@
+"""Training: resume is exact, checkpoints are whole, refusals are clear. On rendered glyphs, tiny."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import training.engine as engine
+from openset.labels import NEGATIVE
+from training.engine import Trainer, TrainingDiverged, prepare_folder
+from training.losses import LOSSES
+from training.runs import Run, TrainConfig, make_config
+from training.train import parse_option, train
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The small glyphs protocol, cut to 640 training images."""
+    from training.data import load_protocol
+
+    data = load_protocol("glyphs", size="small", cache_dir=tmp_path_factory.mktemp("cache"))
+    choice = np.random.default_rng(0).permutation(len(data.train))[:640]
+    validation = np.random.default_rng(1).permutation(len(data.validation))[:300]
+    return dataclasses.replace(
+        data, train=data.train.subset(choice), validation=data.validation.subset(validation)
+    )
+
+
+def config_for(loss: str = "cos_eos", **changes: Any) -> TrainConfig:
+    return make_config("glyphs", loss, device="cpu", **({"epochs": 2, "seed": 1} | changes))
+
+
+def trainer_for(config: TrainConfig, data: Any, folder: Path) -> Trainer:
+    trainer = Trainer(config, data, folder, show_progress=False)
+    prepare_folder(folder, config)
+    return trainer
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of ours may catch it."""
+
+
+@pytest.mark.parametrize("preset", ["thesis", "modern"])
+@pytest.mark.parametrize("stop_at", [(0, 7), (1, 3)])
+def test_run_killed_under_way_ends_with_the_very_same_weights(
+    few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, stop_at: tuple[int, int]
+) -> None:
+    torch.set_num_threads(1)
+    options = {"batch_size": 64, "precision": "float32"}
+    config = config_for(preset=preset, options=options)
+    trainer_for(config, few, tmp_path / "whole").run()
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "LOG_EVERY", 2)
+    broken = trainer_for(config, few, tmp_path / "broken")
+    working = broken._step
+
+    def step_until_killed(*arguments: Any) -> torch.Tensor:
+        if (broken.progress.epoch, broken.progress.step) == stop_at:
+            raise Killed
+        return working(*arguments)
+
+    broken._step = step_until_killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        broken.run()
+    continued = trainer_for(config, few, tmp_path / "broken")
+    assert continued.resume()
+    assert (continued.progress.epoch, continued.progress.step) == (stop_at[0], stop_at[1] // 2 * 2)
+    continued.run()
+    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
+    whole, resumed = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "broken")
+    )
+    if preset == "modern":
+        assert_same(whole["averaged"], resumed["averaged"])
+    assert whole["progress"]["history"] == resumed["progress"]["history"]
+
+
+def test_same_seed_same_run_and_another_seed_another(few: Any, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trainer_for(config_for(epochs=1, seed=seed), few, tmp_path / name).run()
+    assert_same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+    name = "network.feature.weight"
+    assert not torch.equal(weights_of(tmp_path / "a")[name], weights_of(tmp_path / "c")[name])
+
+
+def test_finished_run_stays_as_it_is(few: Any, tmp_path: Path) -> None:
+    config = config_for(epochs=1)
+    trainer_for(config, few, tmp_path / "run").run()
+    before = (tmp_path / "run" / "last.pt").stat().st_mtime_ns
+    again = trainer_for(config, few, tmp_path / "run")
+    again.resume()
+    again.run()
+    assert (tmp_path / "run" / "last.pt").stat().st_mtime_ns == before
+
+
+def test_another_configuration_in_the_same_folder_is_refused(few: Any, tmp_path: Path) -> None:
+    config = config_for()
+    prepare_folder(tmp_path / "run", config)
+    other = dataclasses.replace(config, loss_options={**config.loss_options, "scale": 20.0})
+    with pytest.raises(ValueError, match="loss_options"):
+        prepare_folder(tmp_path / "run", other)
+
+
+def test_non_finite_loss_stops_with_advice_and_keeps_the_sound_checkpoint(
+    few: Any, tmp_path: Path
+) -> None:
+    config = config_for("softmax", options={"learning_rate": 1e30})
+    trainer = trainer_for(config, few, tmp_path / "run")
+    trainer.save()
+    sound = (tmp_path / "run" / "last.pt").read_bytes()
+    with pytest.raises(TrainingDiverged, match="smaller learning_rate"):
+        trainer.run()
+    assert (tmp_path / "run" / "last.pt").read_bytes() == sound
+
+
+def test_full_disk_leaves_the_former_checkpoint(
+    few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_for(config_for(), few, tmp_path / "run")
+    trainer.save()
+    sound = (tmp_path / "run" / "last.pt").read_bytes()
+
+    def no_space(state: Any, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", no_space)
+    with pytest.raises(OSError, match="earlier checkpoints are intact"):
+        trainer.save()
+    assert (tmp_path / "run" / "last.pt").read_bytes() == sound
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_losses_without_negatives_never_see_one(few: Any, tmp_path: Path) -> None:
+    for loss, expected in (("cosface", False), ("cos_os", True)):
+        trainer = Trainer(config_for(loss), few, tmp_path, show_progress=False)
+        seen = torch.cat([labels for _, labels in trainer._batches()])
+        assert bool((seen == NEGATIVE).any()) is expected
+        assert len(list(trainer._batches())) == trainer.steps_per_epoch
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_learns_without_a_non_finite_value(few: Any, tmp_path: Path, loss: str) -> None:
+    config = config_for(loss, epochs=1, options={"learning_rate": 1e-2})
+    trainer = trainer_for(config, few, tmp_path / loss)
+    row = trainer.run()
+    assert all(np.isfinite(value) for value in row.values())
+    assert row["validation_accuracy"] > 0.2
+
+
+def test_confidence_is_the_thesis_formula(few: Any) -> None:
+    from openset.heads import OpenSetOutput
+    from training.data import Split
+
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
+
+    class Fixed(torch.nn.Module):
+        def forward(self, features: torch.Tensor) -> OpenSetOutput:
+            return OpenSetOutput(features, logits, logits, logits)
+
+    labels = np.array([0, 2, NEGATIVE])
+    split = Split(
+        torch.zeros(3, 1, 28, 28, dtype=torch.uint8), labels, labels.astype(str), labels.astype(str)
+    )
+    model = torch.nn.ModuleDict({"network": torch.nn.Identity(), "head": Fixed()})
+    row = engine.validate(model, split, few.preprocessing, torch.device("cpu"), config_for())
+    probabilities = logits.softmax(1)
+    assert row["known_confidence"] == pytest.approx(
+        (probabilities[0, 0] + probabilities[1, 2]).item() / 2
+    )
+    assert row["negative_confidence"] == pytest.approx(1 + 1 / 3 - probabilities[2].max().item())
+    assert row["validation_accuracy"] == 0.5
+
+
+def test_default_names_tell_runs_apart_and_know_equal_ones() -> None:
+    assert config_for().name == config_for().name
+    names = {
+        config_for(options=options).name
+        for options in (
+            {},
+            {"cosine_margin": 0.2},
+            {"feature_dim": 11},
+            {"batch_size": 16},
+            {"activation": "none"},
+        )
+    }
+    assert len(names) == 5
+    assert config_for().name.startswith("glyphs-cos_eos-thesis-s1-")
+
+
+def test_as_published_sets_all_deviations() -> None:
+    config = make_config("toy", "cos_os", options={"as_published": True}, device="cpu")
+    assert config.network_options == {"feature_bias": True, "activation": "none"}
+    assert config.data_options == {"digits": "mnist"}
+    head, criterion = config.build_model(10)[1:]
+    assert (criterion.spec.cce_mean, head.center_norm) == ("known", "projected")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a=1", ("a", 1)), ("a=1e-3", ("a", 0.001)), ("a=true", ("a", True)), ("a=b=c", ("a", "b=c"))],
+)
+def test_options_are_read_as_json_or_text(text: str, expected: tuple[str, Any]) -> None:
+    assert parse_option(text) == expected
+
+
+def test_unknown_option_of_a_loss_is_one_clear_line(tmp_path: Path) -> None:
+    config = config_for("softmax", options={"cosine_margin": 0.3, "size": "small"})
+    with pytest.raises(ValueError, match=r"softmax.*cosine_margin"):
+        train(config, runs=tmp_path, show_progress=False)
+
+
+def test_process_killed_at_a_random_moment_continues(tmp_path: Path) -> None:
+    """kill -9 of the real command; the same command then ends with the weights of an undisturbed run."""
+    command = [
+        sys.executable, "-c",
+        "import sys, training.engine as e; e.CHECKPOINT_SECONDS = 0; e.LOG_EVERY = 5; "
+        "from training.train import main; sys.exit(main(sys.argv[1:]))",
+        "--protocol", "glyphs", "--loss", "arc_os", "--epochs", "1", "--option", "size=small", "--quiet",
+        "--device", "cpu", "--runs", str(tmp_path),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*command, "--name", name], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+        )
+
+    assert start("whole").wait() == 0
+    process = start("killed")
+    checkpoint = tmp_path / "killed" / "last.pt"
+    while not checkpoint.exists():
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    step = Run(tmp_path / "killed").load_checkpoint()["progress"]["step"]
+    assert start("killed").wait() == 0
+    assert step > 0
+    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed"))
