@@ -65,7 +65,7 @@ def draw_oscr(scored: Scored, config: TrainConfig) -> Figure:
             xscale="log", xlim=(8e-5, 1.4), ylim=(0, 1.02),
             xlabel=f"FPR on {GROUP_NAMES[label]}s", title=f"against {GROUP_NAMES[label]}s",
         )  # fmt: skip
-        axes.legend(loc="lower right")
+    figure.axes[0].legend(loc="upper left")
     figure.axes[0].set_ylabel("CCR")
     return figure
 
