@@ -18,7 +18,7 @@ from openset.calibration import load_score_sets, save_score_sets
 from openset.preprocessing import UnreadableImage
 from training.data import MissingClasses
 from training.runs import Run
-from training.scoring import score_split
+from training.scoring import require_device, score_split
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +28,11 @@ def calibrate(run: Run, *, device: str, precision: str, compiled: bool = False) 
 
     Raises:
         BrokenArtifact: the run has not been exported.
-        ValueError: the data no longer hold the calibration samples.
+        ValueError: no such device here, or the data no longer hold the calibration samples.
     """
-    classifier = load_artifact(run.artifact, device=device, precision=precision, compiled=compiled)
+    classifier = load_artifact(
+        run.artifact, device=require_device(device), precision=precision, compiled=compiled
+    )
     score_sets = load_score_sets(run.artifact / CALIBRATION)
     if not score_sets:
         raise BrokenArtifact(f"{run.artifact} holds no calibration scores; export the run again")

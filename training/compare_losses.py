@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from training.engine import TrainingDiverged
 from training.evaluate import evaluate
 from training.losses import LOSSES
 from training.report import FPR_TARGETS
@@ -24,14 +25,23 @@ logger = logging.getLogger(__name__)
 def compare(
     losses: list[str], *, protocol: str, epochs: int, size: str, data: Path | None, runs: Path
 ) -> list[dict[str, Any]]:
-    """Train and evaluate each loss; one row each. Finished runs are taken as they are."""
-    rows = []
+    """Train and evaluate each loss; one row each. Finished runs are taken as they are.
+
+    A loss that diverges gets a row that says so; the others go on.
+    """
+    rows: list[dict[str, Any]] = []
     for loss in losses:
         options: dict[str, Any] = {"precision": "bfloat16"}
         if protocol == "glyphs":
             options["size"] = size
         config = make_config(protocol, loss, epochs=epochs, data=data, options=options)
-        run = train(config, runs=runs, show_progress=False)
+        number = f"{len(rows) + 1} of {len(losses)}"
+        try:
+            run = train(config, runs=runs, show_progress=False)
+        except TrainingDiverged as error:
+            rows.append({"loss": loss, "diverged": str(error), "run": config.name})
+            logger.error("%s, %s: %s", number, loss, error)
+            continue
         report = evaluate(run, show_progress=False)
         unknown = report["scores"]["softmax"]["unknown"]
         rows.append(
@@ -42,7 +52,7 @@ def compare(
                 "run": run.folder.name,
             }
         )
-        logger.info("%s: accuracy %.4f", loss, report["accuracy"]["value"])
+        logger.info("%s, %s: accuracy %.4f", number, loss, report["accuracy"]["value"])
     return rows
 
 
@@ -53,6 +63,9 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     for heading in ("loss", *targets, "accuracy"):
         table.add_column(heading, justify="left" if heading == "loss" else "right")
     for row in rows:
+        if "diverged" in row:
+            table.add_row(row["loss"], *("diverged" for _ in [*targets, "accuracy"]))
+            continue
         values = [row["ccr_at_fpr"][target] for target in targets] + [row["accuracy"]]
         table.add_row(row["loss"], *("-" if value is None else f"{value:.4f}" for value in values))
     Console().print(table)
@@ -67,11 +80,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=("full", "small"), default="full", help="of glyphs")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--runs", type=Path, default=RUNS / "compare")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument(
+        "--json", type=Path, help="where the rows go; default: comparison.json beside the runs"
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
     losses = list(LOSSES) if arguments.losses == "all" else arguments.losses.split(",")
+    if unknown := sorted(set(losses) - LOSSES.keys()):
+        # Said before the first loss is trained, not after the last.
+        logger.error("error: no loss %s; there are: %s", ", ".join(unknown), ", ".join(LOSSES))
+        return 1
     try:
         rows = compare(
             losses,
@@ -88,9 +107,14 @@ def main(argv: list[str] | None = None) -> int:
         rows,
         f"{arguments.protocol}, {arguments.epochs} epoch(s): CCR at FPR on unknowns, softmax score",
     )
-    if arguments.json:
-        write_atomically(arguments.json, json.dumps(rows, indent=2) + "\n")
-    return 0
+    target = arguments.json or arguments.runs / "comparison.json"
+    settings = {"protocol": arguments.protocol, "epochs": arguments.epochs, "score": "softmax"}
+    if arguments.protocol == "glyphs":
+        settings["size"] = arguments.size
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, json.dumps(settings | {"rows": rows}, indent=2) + "\n")
+    logger.info("written: %s", target)
+    return 1 if any("diverged" in row for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,16 @@ from openset.labels import is_known, is_negative
 from openset.preprocessing import Preprocessing
 from training.data import ProtocolData, Split, training_loader
 from training.losses import LOSSES
-from training.runs import BEST, CONFIG, HISTORY, LAST, Preset, TrainConfig, write_atomically
+from training.runs import (
+    BEST,
+    CONFIG,
+    HISTORY,
+    LAST,
+    Preset,
+    Run,
+    TrainConfig,
+    write_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +74,8 @@ class Trainer:
         self.device = torch.device(config.device)
         network, head, self.criterion = config.build_model(len(data.class_ids))
         self.model = nn.ModuleDict({"network": network, "head": head}).to(self.device)
+        if config.initial_weights is not None:
+            self._start_from(Run(config.initial_weights))
         self.model.to(memory_format=torch.channels_last)
         self.criterion.to(self.device)
         preset = config.training
@@ -88,6 +99,16 @@ class Trainer:
             self.optimizer, _learning_rate_factor(preset, config.epochs, self.steps_per_epoch)
         )
         self.progress = Progress()
+
+    def _start_from(self, run: Run) -> None:
+        """Take over the weights of a run of the same classes and shapes; nothing else of it."""
+        state = run.load_checkpoint()
+        if state["class_ids"] != list(self.data.class_ids):
+            raise ValueError(
+                f"initial_weights={run.folder} was trained on other classes ({len(state['class_ids'])}) than the data "
+                f"hold ({len(self.data.class_ids)})"
+            )
+        self.model.load_state_dict(state["averaged"] or state["model"])
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -10,13 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from openset.artifact import BrokenArtifact, read_card
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from openset import metrics
+from openset.artifact import WEIGHTS, BrokenArtifact, read_card
 from openset.preprocessing import UnreadableImage
 from training import figures
 from training.data import MissingClasses
 from training.report import build_report, print_report
 from training.runs import Run, write_atomically
-from training.scoring import Scored, score_split
+from training.scoring import Scored, require_device, score_split
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +35,7 @@ def evaluate(
     which: str = "last",
     device: str = "cpu",
     precision: str = "float32",
+    rule: str | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """Score the test part, write ``scores.npz``, ``report.json`` and the figures, and return the report.
@@ -39,8 +45,10 @@ def evaluate(
         which: "last" (default) or "best" checkpoint.
         device: to compute on.
         precision: of the backbone.
+        rule: of CCR@FPR; default "inclusive", for runs as published "strict".
         show_progress: draw a bar.
     """
+    require_device(device)
     data = run.protocol_data(("test",))
     classifier = run.classifier(data, which=which, device=device, precision=precision)
     scored = score_split(
@@ -56,6 +64,7 @@ def evaluate(
         "which": which,
         "device": device,
         "precision": precision,
+        "rule": rule or ("strict" if run.config.as_published else "inclusive"),
         "notes": data.notes,
         "counts": data.counts,
     }
@@ -67,21 +76,49 @@ def write_report(run: Run) -> dict[str, Any]:
     """Make report and figures from the stored scores, without the model."""
     scored = Scored.load(run.folder / SCORES_FILE)
     context = json.loads((run.folder / "evaluation.json").read_text())
-    try:
-        factory = read_card(run.artifact).factory
-    except BrokenArtifact:
-        factory = None
+    factory, doubts = _factory_point(run, scored, f"{context['device']}-{context['precision']}-")
     report = build_report(
         scored,
         config=dataclasses.asdict(run.config)
         | {key: context[key] for key in ("which", "device", "precision")},
-        notes=context["notes"],
+        notes=[*context["notes"], *doubts],
         counts=context["counts"],
         factory=factory,
+        rule=context.get("rule", "inclusive"),  # stored since the rule can be chosen
     )
     write_atomically(run.folder / REPORT, json.dumps(report, indent=2) + "\n")
     figures.draw_all(scored, run.config, run.folder / "figures")
     return report
+
+
+def _factory_point(
+    run: Run, scored: Scored, path_prefix: str
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The artifact's operating point, if it belongs to the model that was evaluated, and what to know about it."""
+    try:
+        card = read_card(run.artifact)
+    except BrokenArtifact:
+        return None, []
+    with safe_open(run.artifact / WEIGHTS, framework="numpy") as weights:
+        exported = _directions(weights.get_tensor("head.weight"))
+    evaluated = _directions(scored.centers)
+    if exported.shape != evaluated.shape or not np.allclose(exported, evaluated, atol=1e-6):
+        return None, [
+            "the artifact holds another model than the one evaluated (other checkpoint or later training); "
+            "its threshold is not judged here, export the run again"
+        ]
+    if card.factory is not None and not str(card.factory["path"]).startswith(path_prefix):
+        return card.factory, [
+            f"the factory threshold belongs to the path {card.factory['path']}, these scores to {path_prefix}*: "
+            "close, but not the served computation"
+        ]
+    return card.factory, []
+
+
+def _directions(centers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Centers at unit length, (C, D); a head may store them at another."""
+    unit: NDArray[np.float32] = centers / np.linalg.norm(centers, axis=1, keepdims=True).clip(1e-12)
+    return unit
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,6 +128,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--which", choices=("last", "best"), default="last")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--rule",
+        choices=metrics.RULES,
+        help="of CCR@FPR; default: inclusive, for runs as published strict",
+    )
     parser.add_argument(
         "--from-scores", action="store_true", help="only redraw from the stored scores"
     )
@@ -102,7 +144,11 @@ def main(argv: list[str] | None = None) -> int:
             write_report(run)
             if arguments.from_scores
             else evaluate(
-                run, which=arguments.which, device=arguments.device, precision=arguments.precision
+                run,
+                which=arguments.which,
+                device=arguments.device,
+                precision=arguments.precision,
+                rule=arguments.rule,
             )
         )
     except (FileNotFoundError, MissingClasses, UnreadableImage, ValueError) as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +18,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openset import metrics
-from openset.artifact import load_artifact, save_artifact, write_card
+from openset.artifact import CALIBRATION, load_artifact, save_artifact, write_card
 from openset.calibration import (
     DEFAULT_CONFIDENCE,
     DEFAULT_FPR,
     NotCertifiable,
     OperatingPoint,
+    ScoreSet,
+    load_score_sets,
     operating_point,
     save_score_sets,
+    smallest_attainable_fpr,
 )
 from openset.decision import accept
-from openset.labels import NEGATIVE
+from openset.labels import NEGATIVE, is_negative
 from openset.preprocessing import UnreadableImage
 from openset.scores import DEFAULT_SCORE
 from training.data import MissingClasses, stratified_split
 from training.runs import Run
-from training.scoring import Scored, score_split
+from training.scoring import Scored, require_device, score_split
 
 logger = logging.getLogger(__name__)
 
 SELECTION_SHARE = 0.2
 VERIFICATION = "verification.npz"
 _SPLIT_SEED = 20231
+
+_BEST_NOTE = (
+    "checkpoint 'best' was picked among {epochs} epochs by a validation confidence that saw every validation image, the "
+    "calibration images included: the promised false-positive rate then holds approximately, not exactly. Export "
+    "--which last for the exact promise. Half of the validation data served the choices and does not calibrate."
+)
 
 
 @dataclass(frozen=True)
@@ -87,17 +98,30 @@ def export(
     precision: str = "float32",
     show_progress: bool = True,
 ) -> OperatingPoint:
-    """Write the artifact and return its factory operating point.
+    """Write the artifact and return its factory operating point; an earlier artifact stays until the new one is whole.
 
     Raises:
         NotCertifiable: too few validation negatives for the target.
+        ValueError: no such device here, a share or target out of range.
     """
+    require_device(device)
+    if not 0 <= verify_share < 1:
+        raise ValueError(f"verify_share must lie in [0, 1), got {verify_share!r}")
     data = run.protocol_data(("validation",))
+    # Known before any score: how many negatives will calibrate. Nobody should wait minutes for a refusal.
+    planned = split_validation(
+        data.validation.groups, verify_share=verify_share, best=which == "best"
+    )
+    negatives = int(is_negative(data.validation.labels[planned.calibration]).sum())
+    if fpr < smallest_attainable_fpr(negatives, confidence=confidence):
+        raise NotCertifiable(n=negatives, fpr=fpr, confidence=confidence)
     network, head = run.load_model(which)
     card = run.model_card(data, head, name=name)
     # Scores come from the artifact itself, loaded as the handler loads it.
-    save_artifact(run.artifact, network=network, head=head, card=card)
-    classifier = load_artifact(run.artifact, device=device, precision=precision)
+    staging = run.folder / "artifact.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    save_artifact(staging, network=network, head=head, card=card)
+    classifier = load_artifact(staging, device=device, precision=precision)
     scored = score_split(
         classifier, data.validation, data.preprocessing,
         workers=run.config.workers, description="validation", show_progress=show_progress,
@@ -106,21 +130,50 @@ def export(
     score_type, found = choose_score(scored.subset(parts.selection), fpr)
     calibration = scored.subset(parts.calibration).score_set(classifier.path.key)
     point = operating_point(calibration, score_type=score_type, fpr=fpr, confidence=confidence)
+    notes = list(card.training["notes"])
+    if which == "best":
+        notes.append(_BEST_NOTE.format(epochs=run.load_checkpoint("last")["progress"]["epoch"]))
+        logger.warning("note: %s", notes[-1])
     facts = {
         **card.training,
+        "notes": notes,
         "checkpoint": which,
         "score_selection": {"fpr": fpr, "ccr": found, "samples": len(parts.selection)},
         "calibration_samples": len(parts.calibration),
     }
     write_card(
-        run.artifact,
+        staging,
         card.with_changes(default_score=score_type, factory=point.to_dict(), training=facts),
     )
-    save_score_sets(run.artifact / "calibration.npz", [calibration])
+    save_score_sets(staging / CALIBRATION, [calibration, *_other_paths(run.artifact, calibration)])
+    shutil.rmtree(run.artifact, ignore_errors=True)
+    staging.rename(run.artifact)
     verification = scored.subset(parts.verification)
     verification.save(run.folder / VERIFICATION)
     _tell(point, verification)
     return point
+
+
+def _other_paths(artifact: Path, calibration: ScoreSet) -> list[ScoreSet]:
+    """Score sets of other paths in the artifact to be replaced: kept if they are of the same model and samples."""
+    if not (artifact / CALIBRATION).is_file():
+        return []
+    others = load_score_sets(artifact / CALIBRATION)
+    digest = calibration.path.rpartition("-")[2]
+    kept = [
+        score_set
+        for path, score_set in others.items()
+        if path != calibration.path
+        and path.rpartition("-")[2] == digest
+        and np.array_equal(score_set.sample_ids, calibration.sample_ids)
+    ]
+    for path in others.keys() - {calibration.path} - {score_set.path for score_set in kept}:
+        logger.warning(
+            "the scores of path %s are of another model or other samples and are dropped; "
+            "add them again with python -m training.calibrate",
+            path,
+        )
+    return kept
 
 
 def _tell(point: OperatingPoint, verification: Scored) -> None:
@@ -174,7 +227,9 @@ def main(argv: list[str] | None = None) -> int:
             precision=arguments.precision,
         )
     except NotCertifiable as error:
-        logger.error("error: %s. Choose a larger --fpr (FPR=...)", error)
+        # Rounded up, so that the rate named here is attainable.
+        suggestion = math.ceil(error.smallest_attainable_fpr * 1e4) / 1e4
+        logger.error("error: %s. Choose --fpr %g (FPR=%g) or larger", error, suggestion, suggestion)
         return 1
     except (FileNotFoundError, MissingClasses, UnreadableImage, ValueError) as error:
         logger.error("error: %s", error)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,18 +15,23 @@ from numpy.typing import NDArray
 
 from openset import metrics
 from openset.labels import GROUP_NAMES, NEGATIVE, UNKNOWN, is_known
+from training.protocols import get_protocol
 from training.report import own_or_nearest_angle
 from training.runs import TrainConfig
 from training.scoring import Scored
 
-# Okabe and Ito's palette: told apart by all kinds of color vision.
-COLORS = {"known": "#0072B2", "negative": "#E69F00", "unknown": "#D55E00"}
+# From Okabe and Ito's palette: told apart by all kinds of color vision; they also differ in lightness and line.
+COLORS = {"known": "#0072B2", "negative": "#E69F00", "unknown": "#000000"}
+_LINES = {"known": "-", "negative": "-", "unknown": ":"}
+# Ten colors chosen for color vision deficiency (Petroff 2021); classes carry their name in the figure as well.
+_CLASS_COLORS = "petroff10"
 _SCORE_STYLE = {"softmax": ("#0072B2", "-"), "logit": ("#009E73", "--")}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
+    "axes.axisbelow": True,
     "font.size": 9,
     "legend.frameon": False,
 }
@@ -65,24 +72,24 @@ def draw_oscr(scored: Scored, config: TrainConfig) -> Figure:
             xscale="log", xlim=(8e-5, 1.4), ylim=(0, 1.02),
             xlabel=f"FPR on {GROUP_NAMES[label]}s", title=f"against {GROUP_NAMES[label]}s",
         )  # fmt: skip
-    figure.axes[0].legend(loc="upper left")
     figure.axes[0].set_ylabel("CCR")
+    _legend_below(figure)
     return figure
+
+
+def _legend_below(figure: Figure) -> None:
+    """One legend below the panels: a curve may pass anywhere inside them."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
 
 
 def draw_angles(scored: Scored, config: TrainConfig) -> Figure:
     """Angles to the own (known) or nearest (foreign) center, with the probability that the loss gives to an angle."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     edges = np.linspace(0, math.pi + math.pi / 100, 100)
     angles = own_or_nearest_angle(scored)
-    for name, mask in _masks(scored).items():
-        axes.hist(
-            angles[mask], edges, density=True, histtype="stepfilled", alpha=0.35, color=COLORS[name]
-        )
-        axes.hist(
-            angles[mask], edges, density=True, histtype="step", color=COLORS[name], label=name
-        )
+    _group_histograms(axes, angles, _masks(scored), edges)
     axes.set(
         xlim=(0, math.pi),
         ylim=(0, 7),
@@ -92,8 +99,25 @@ def draw_angles(scored: Scored, config: TrainConfig) -> Figure:
     axes.set_xticks([i * math.pi / 4 for i in range(5)], ["0", "π/4", "π/2", "3π/4", "π"])
     if config.loss not in ("softmax", "eos", "os", "sm_softmax"):
         _probability_curves(axes, scored, config)
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def _group_histograms(
+    axes: Axes,
+    values: NDArray[np.floating[Any]],
+    masks: dict[str, NDArray[np.bool_]],
+    edges: NDArray[np.float64],
+) -> None:
+    """One density a group: a light area and an outline, so that overlapping groups stay readable."""
+    bins = edges.tolist()
+    for group, mask in masks.items():
+        style: dict[str, Any] = {"density": True, "color": COLORS[group]}
+        axes.hist(values[mask], bins, histtype="stepfilled", alpha=0.25, **style)
+        axes.hist(
+            values[mask], bins, histtype="step", lw=1.3, ls=_LINES[group],
+            label=f"{group} ({int(mask.sum()):,})", **style,
+        )  # fmt: skip
 
 
 def _probability_curves(axes: Axes, scored: Scored, config: TrainConfig) -> None:
@@ -106,14 +130,19 @@ def _probability_curves(axes: Axes, scored: Scored, config: TrainConfig) -> None
         return result
 
     twin = axes.twinx()
-    twin.plot(theta, probability(np.cos(theta)), color="black", lw=1)
+    # A soft head's radius is the feature's magnitude, only pulled to s: there the curve is an approximation.
+    exact = np.allclose(scored.logits, scale * scored.cosines, atol=1e-3)
+    style: dict[str, Any] = {"color": "#009E73", "lw": 1.5}
+    name = "P(θ)" if exact else "P(θ), approximate"
+    twin.plot(theta, probability(np.cos(theta)), label=name, **style)
     options = config.loss_options
     if "cosine_margin" in options:
-        twin.plot(theta, probability(np.cos(theta) - options["cosine_margin"]), "k--", lw=1)
+        shifted = np.cos(theta) - options["cosine_margin"]
+        twin.plot(theta, probability(shifted), "--", label="with margin", **style)
     elif "angular_margin" in options:
-        shifted = np.minimum(theta + options["angular_margin"], math.pi)
-        twin.plot(theta, probability(np.cos(shifted)), "k--", lw=1)
-    twin.set(ylim=(0, 1.05), ylabel="probability (dashed: with margin)")
+        shifted = np.cos(np.minimum(theta + options["angular_margin"], math.pi))
+        twin.plot(theta, probability(shifted), "--", label="with margin", **style)
+    twin.set(ylim=(0, 1.05), ylabel="probability")
     twin.grid(visible=False)
 
 
@@ -123,44 +152,50 @@ def draw_scores(scored: Scored, config: TrainConfig) -> Figure:
     for axes, (name, scores) in zip(
         np.atleast_1d(figure.subplots(1, len(scored.scores))), scored.scores.items(), strict=True
     ):
-        edges = np.histogram_bin_edges(scores, 80)
-        for group, mask in _masks(scored).items():
-            axes.hist(scores[mask], edges, density=True, alpha=0.35, color=COLORS[group])
-            axes.hist(
-                scores[mask], edges, density=True, histtype="step", color=COLORS[group], label=group
-            )
+        _group_histograms(axes, scores, _masks(scored), np.histogram_bin_edges(scores, 80))
         axes.set(
             xlabel=f"{name} score" + (" (log-odds)" if name == "softmax" else ""), ylabel="density"
         )
-        axes.legend()
+    _legend_below(figure)
     return figure
 
 
 def draw_features(scored: Scored, config: TrainConfig) -> Figure:
     """Four panels of two-dimensional features: knowns; with negatives; with unknowns; directions with centers."""
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    figure = Figure(figsize=(8.4, 8.8), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     known = is_known(scored.labels)
-    palette = mpl.colormaps["tab10"]
+    palette = mpl.color_sequences[_CLASS_COLORS]
+    classes = [palette[label % len(palette)] for label in scored.labels[known]]
     features = scored.features
-    for axes in panels[:3]:
-        axes.scatter(*features[known].T, c=palette(scored.labels[known] % 10), s=2)
-        axes.set_aspect("equal", "datalim")
-    for axes, label, color in ((panels[1], NEGATIVE, "grey"), (panels[2], UNKNOWN, "black")):
-        foreign = features[scored.labels == label]
-        if len(foreign):
-            axes.scatter(*foreign.T, color=color, s=2)
-    for axes, title in zip(
-        panels, ("knowns", "with negatives", "with unknowns", "directions"), strict=True
-    ):
-        axes.set_title(title)
-    directions = features[known] / np.linalg.norm(features[known], axis=1, keepdims=True).clip(
-        1e-12
-    )
-    panels[3].scatter(*directions.T, c=palette(scored.labels[known] % 10), s=2)
-    for number, center in enumerate(
-        scored.centers / np.linalg.norm(scored.centers, axis=1, keepdims=True)
-    ):
-        panels[3].plot([0, center[0]], [0, center[1]], color=palette(number % 10))
-    panels[3].set_aspect("equal")
+    lengths = np.linalg.norm(features[known], axis=1, keepdims=True).clip(1e-12)
+    unit = scored.centers / np.linalg.norm(scored.centers, axis=1, keepdims=True).clip(1e-12)
+    # Some features lie far out; the panels show all but the outermost thousandth, at one common scale.
+    reach = 1.15 * float(np.quantile(np.abs(features), 0.999)) or 1.0
+    dots: dict[str, Any] = {"s": 3, "alpha": 0.5, "linewidths": 0}
+    foreign = {"with negatives": (NEGATIVE, "#8c8c8c"), "with unknowns": (UNKNOWN, "black")}
+    for axes, title in zip(panels[:3], ("knowns", *foreign), strict=True):
+        axes.scatter(*features[known].T, c=classes, **dots)
+        if title in foreign:
+            label, color = foreign[title]
+            axes.scatter(*features[scored.labels == label].T, color=color, **dots)
+        axes.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        _name_classes(axes, 0.93 * reach * unit, config)
+    panels[3].scatter(*(features[known] / lengths).T, c=classes, **dots)
+    for number, center in enumerate(unit):
+        panels[3].plot([0, center[0]], [0, center[1]], color=palette[number % len(palette)])
+    panels[3].set(title="directions of knowns; lines: centers", aspect="equal")
+    panels[3].set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
+    _name_classes(panels[3], 1.14 * unit, config)
     return figure
+
+
+def _name_classes(axes: Axes, positions: NDArray[np.floating[Any]], config: TrainConfig) -> None:
+    """Each class's name in the direction of its center: color alone does not tell ten classes apart."""
+    names: Sequence[str] = get_protocol(config.protocol).known
+    if len(names) != len(
+        positions
+    ):  # trained on the classes that were there; ranks name them safely
+        names = [str(number) for number in range(len(positions))]
+    for name, (x, y) in zip(names, positions.tolist(), strict=True):
+        axes.annotate(name, (x, y), ha="center", va="center", fontsize=8)

@@ -26,6 +26,7 @@ def build_report(
     notes: list[str],
     counts: dict[str, Any],
     factory: dict[str, Any] | None,
+    rule: str = "inclusive",
     repeats: int = 300,
 ) -> dict[str, Any]:
     """All figures of a test part.
@@ -36,6 +37,7 @@ def build_report(
         notes: what a reader must be told.
         counts: samples by part and group.
         factory: operating point of the artifact, or None.
+        rule: of CCR@FPR, "inclusive" (FPR <= target) or "strict" (FPR < target, as published).
         repeats: bootstrap replicates of each interval.
     """
     known = is_known(scored.labels)
@@ -46,12 +48,16 @@ def build_report(
         "config": config,
         "notes": notes,
         "counts": counts,
+        "rule": rule,
         "accuracy": {
             "value": correct / int(known.sum()),
             "interval": metrics.clopper_pearson(correct, int(known.sum())),
         },
         "scores": {
-            name: {GROUP_NAMES[label]: _against(scored, name, label, repeats) for label in foreign}
+            name: {
+                GROUP_NAMES[label]: _against(scored, name, label, rule, repeats)
+                for label in foreign
+            }
             for name in scored.scores
         },
         "center_angles_deg": _center_angles(scored.centers),
@@ -69,25 +75,32 @@ def own_or_nearest_angle(scored: Scored) -> NDArray[np.float32]:
     return angles
 
 
-def _against(scored: Scored, name: str, label: int, repeats: int) -> dict[str, Any]:
+def _against(scored: Scored, name: str, label: int, rule: str, repeats: int) -> dict[str, Any]:
     scores = scored.scores[name]
     curve = metrics.oscr_curve(scores, scored.predictions, scored.labels, against=label)
+    # With every prediction taken as right, the CCR is the share of knowns that are accepted: 1 - false-negative rate.
+    acceptance = metrics.oscr_curve(scores, scored.labels, scored.labels, against=label)
+    known_count = int(is_known(scored.labels).sum())
     ccr = {}
     for target in FPR_TARGETS:
-        intervals = {
-            kind: metrics.bootstrap_ccr_at_fpr(
+        value = metrics.ccr_at_fpr(curve, max_fpr=target, rule=rule)
+        accepted = metrics.ccr_at_fpr(acceptance, max_fpr=target, rule=rule)
+        intervals = [
+            None if value is None else metrics.bootstrap_ccr_at_fpr(
                 scores, scored.predictions, scored.labels, scored.groups,
-                against=label, max_fpr=target, clustered=kind == "clustered", repeats=repeats,
+                against=label, max_fpr=target, clustered=clustered, repeats=repeats,
             )
-            for kind in ("plain", "clustered")
-        }  # fmt: skip
-        value = metrics.ccr_at_fpr(curve, max_fpr=target)
+            for clustered in (False, True)
+        ]  # fmt: skip
         ccr[f"{target:g}"] = {
             "value": value,
-            "interval": None if value is None else intervals["plain"],
-            "interval_clustered": None if value is None else intervals["clustered"],
-            # Known samples that are rejected, whatever their class, at the same threshold.
-            "false_negative_rate": _false_negative_rate(scored, scores, curve, target),
+            "interval": intervals[0],
+            "interval_clustered": intervals[1],
+            # At this very threshold; the bootstraps also cover the choice of the threshold.
+            "interval_binomial": None
+            if value is None
+            else metrics.clopper_pearson(round(value * known_count), known_count),
+            "false_negative_rate": None if accepted is None else 1 - accepted,
         }
     return {
         "ccr_at_fpr": ccr,
@@ -97,21 +110,6 @@ def _against(scored: Scored, name: str, label: int, repeats: int) -> dict[str, A
         "auroc": metrics.auroc(scores, scored.labels, against=label),
         "count": curve.foreign_count,
     }
-
-
-def _false_negative_rate(
-    scored: Scored, scores: NDArray[np.float32], curve: metrics.OscrCurve, target: float
-) -> float | None:
-    reached = int(
-        (
-            np.rint(curve.fpr * curve.foreign_count)
-            <= np.floor(target * curve.foreign_count + 1e-9)
-        ).sum()
-    )
-    if not reached:
-        return None
-    known = is_known(scored.labels)
-    return float(1 - accept(scores[known], curve.thresholds[reached - 1]).mean())
 
 
 def _center_angles(centers: NDArray[np.float32]) -> dict[str, Any]:
@@ -147,7 +145,9 @@ def _at_factory(scored: Scored, factory: dict[str, Any]) -> dict[str, Any]:
     """What the artifact's threshold realises on the test part."""
     scores, tau = scored.scores[factory["score_type"]], np.float32(factory["tau"])
     known = is_known(scored.labels)
-    accepted_known = int(accept(scores[known], tau).sum())
+    knowns, accepted_known = int(known.sum()), int(accept(scores[known], tau).sum())
+    correct = known & (scored.predictions == scored.labels)
+    accepted_correct = int(accept(scores[correct], tau).sum())
     rows: dict[str, Any] = {}
     for label, name in GROUP_NAMES.items():
         mask = scored.labels == label
@@ -162,7 +162,9 @@ def _at_factory(scored: Scored, factory: dict[str, Any]) -> dict[str, Any]:
     return {
         "operating_point": factory,
         "ccr": metrics.ccr_at_tau(scores, scored.predictions, scored.labels, tau=tau),
-        "false_negative_rate": 1 - accepted_known / int(known.sum()),
+        "ccr_interval": metrics.clopper_pearson(accepted_correct, knowns),
+        "false_negative_rate": 1 - accepted_known / knowns,
+        "false_negative_rate_interval": metrics.clopper_pearson(knowns - accepted_known, knowns),
         "realised_fpr": rows,
     }
 
@@ -193,15 +195,25 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
         point = report["factory"]["operating_point"]
         console.print(
             f"factory threshold: tau {point['tau']:.4f} ({point['score_type']}), promised FPR <= {point['fpr']:g} "
-            f"at confidence {point['confidence']:g}; realised CCR {report['factory']['ccr']:.4f}"
+            f"at confidence {point['confidence']:g}; realised CCR {report['factory']['ccr']:.4f}, "
+            f"knowns rejected {report['factory']['false_negative_rate']:.4f}"
         )
         for group, row in report["factory"]["realised_fpr"].items():
             console.print(
                 f"  realised FPR against test {group}s: {row['fpr']:.4f} "
                 f"[{row['interval'][0]:.4f}, {row['interval'][1]:.4f}] ({row['accepted']} of {row['count']})"
             )
+    between = report["center_angles_deg"]
+    console.print(
+        f"angles between centers: smallest {between['min']:.1f}°, mean {between['mean']:.1f}°; feature magnitudes: "
+        + ", ".join(
+            f"{group} {row['mean']:.2f} ± {row['std']:.2f}"
+            for group, row in report["feature_magnitudes"].items()
+        )
+    )
     for note in report["notes"]:
-        console.print(f"note: {note}", style="yellow")
+        # A note may hold brackets, which rich would take for markup and swallow.
+        console.print(f"note: {note}", style="yellow", markup=False)
 
 
 def _number(value: float | None) -> str:

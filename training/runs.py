@@ -102,6 +102,7 @@ class TrainConfig:
         device: "cpu" or "cuda".
         workers: data loading processes.
         name: folder below ``runs``.
+        initial_weights: folder of a finished run whose weights this one starts from, or None for random ones.
     """
 
     protocol: str
@@ -119,6 +120,7 @@ class TrainConfig:
     device: str
     workers: int
     name: str = field(default="")
+    initial_weights: str | None = None
 
     def to_json(self) -> str:
         """Readable, deterministic JSON."""
@@ -219,6 +221,7 @@ def make_config(
     characters = definition.kind == "characters"
     free = dict(options or {})
     as_published = bool(free.pop("as_published", False))
+    initial_weights = free.pop("initial_weights", None)
     if as_published:
         free = {"feature_bias": True, **free}
         if characters:
@@ -266,6 +269,7 @@ def make_config(
         as_published=as_published,
         device=resolved,
         workers=workers,
+        initial_weights=initial_weights,
     )
     return replace(config, name=name or config.default_name())
 
@@ -333,7 +337,7 @@ class Run:
                 "seed": config.seed,
                 "epochs": config.epochs,
                 "as_published": config.as_published,
-                "pretrained": False,
+                "initial_weights": config.initial_weights,
                 "data": config.data_options,
                 "notes": data.notes,
             },

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -83,6 +84,20 @@ class Scored:
                 if name.startswith("scores/")
             }
             return cls(**{name: content[name] for name in names}, scores=scores)
+
+
+def require_device(device: str) -> str:
+    """The device, if this machine has it.
+
+    Raises:
+        ValueError: CUDA was asked for and torch finds none.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {device!r} was asked for, but this machine offers no CUDA device to torch; "
+            "run this on a machine that has one, or with --device cpu (DEVICE=cpu)"
+        )
+    return device
 
 
 def score_split(

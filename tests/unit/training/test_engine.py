@@ -105,6 +105,18 @@ def test_same_seed_same_run_and_another_seed_another(few: Any, tmp_path: Path) -
     assert not torch.equal(weights_of(tmp_path / "a")[name], weights_of(tmp_path / "c")[name])
 
 
+def test_run_may_start_from_the_weights_of_another(few: Any, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    trainer_for(config_for(epochs=1), few, first).run()
+    options = {"initial_weights": str(first)}
+    second = Trainer(config_for(options=options), few, tmp_path / "second", show_progress=False)
+    assert_same(weights_of(first), dict(second.model.state_dict()))
+    assert config_for(options=options).name != config_for().name
+    fewer = dataclasses.replace(few, class_ids=few.class_ids[:5])
+    with pytest.raises(ValueError, match="other classes"):
+        Trainer(config_for(options=options), fewer, tmp_path / "third", show_progress=False)
+
+
 def test_finished_run_stays_as_it_is(few: Any, tmp_path: Path) -> None:
     config = config_for(epochs=1)
     trainer_for(config, few, tmp_path / "run").run()

@@ -188,3 +188,16 @@ def test_report_regenerates_from_stored_scores_alone(
 def test_folder_that_is_no_run_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"training\.train"):
         Run(tmp_path)
+
+
+def test_strict_rule_allows_one_false_positive_fewer() -> None:
+    scored = synthetic()
+    reports = [
+        build_report(scored, config={}, notes=[], counts={}, factory=None, rule=rule, repeats=2)
+        for rule in ("inclusive", "strict")
+    ]
+    inclusive, strict = (
+        report["scores"]["softmax"]["unknown"]["ccr_at_fpr"]["1"]["value"] for report in reports
+    )
+    assert strict <= inclusive
+    assert reports[1]["rule"] == "strict"
