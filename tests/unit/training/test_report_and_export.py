@@ -68,9 +68,9 @@ def test_report_holds_every_figure_and_its_interval() -> None:
             for target in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
                 cell = row["ccr_at_fpr"][f"{target:g}"]
                 assert cell["value"] == metrics.ccr_at_fpr(curve, max_fpr=target)
-                if cell["value"] is None:
-                    assert cell["interval"] is None
-                else:
+                # A replicate may draw the top score twice and miss a low target: then there is no interval.
+                assert target < 0.1 or cell["interval"] is not None
+                if cell["interval"] is not None:
                     assert cell["interval"][0] <= cell["value"] <= cell["interval"][1]
     accepted = scored.scores["softmax"] >= 5.0
     assert report["factory"]["false_negative_rate"] == pytest.approx(

@@ -1,0 +1,218 @@
+"""Export on a small untrained run: what is kept, what is refused and what is said."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from openset.artifact import CALIBRATION, load_artifact, read_card
+from openset.calibration import NotCertifiable, load_score_sets
+from openset.labels import NEGATIVE, UNKNOWN
+from openset.preprocessing import Preprocessing
+from training import calibrate as calibrate_module
+from training import evaluate as evaluate_module
+from training import export as export_module
+from training.calibrate import calibrate
+from training.data import ProtocolData, Split
+from training.engine import Trainer, prepare_folder
+from training.evaluate import evaluate
+from training.export import export
+from training.runs import Run, make_config
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def split(name: str, kinds: tuple[int, ...], count: int) -> Split:
+    """Random images of which more or fewer rows are blank; each kind (a label) gets ``count`` of them."""
+    generator = torch.Generator().manual_seed(len(name))
+    labels = np.repeat(np.array(kinds, dtype=np.int64), count)
+    shape = (len(labels), 1, 28, 28)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    rows = torch.randint(1, 28, (len(labels),), generator=generator)
+    images *= (torch.arange(28)[None, :] < rows[:, None])[:, None, :, None]
+    ids = np.array([f"{name}/{index}" for index in range(len(labels))])
+    return Split(images, labels, labels.astype(str), ids)
+
+
+DATA = ProtocolData(
+    name="glyphs",
+    class_ids=DIGITS,
+    class_names=DIGITS,
+    preprocessing=Preprocessing(mode="L", image_size=28, resize=28, polarity="light_on_dark"),
+    train=split("train", (0, 1, NEGATIVE), 4),
+    validation=split("validation", (*range(10), *[NEGATIVE] * 10), 20),
+    test=split("test", (*range(10), NEGATIVE, UNKNOWN), 20),
+    notes=["synthetic"],
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(Run, "protocol_data", lambda self, parts=(): DATA)
+    config = make_config("glyphs", "cos_eos", epochs=3, device="cpu", name="small")
+    folder = tmp_path / "small"
+    prepare_folder(folder, config)
+    trainer = Trainer(config, DATA, folder, show_progress=False)
+    trainer.progress.epoch = 3
+    trainer.save("last.pt")
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    trainer.save("best.pt")
+    return Run(folder)
+
+
+def quiet_export(run: Run, **options):
+    return export(run, show_progress=False, **({"fpr": 0.1} | options))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def score_sets(run: Run):
+    return load_score_sets(run.artifact / CALIBRATION)
+
+
+def test_refused_export_costs_no_scoring_and_leaves_the_artifact_as_it_was(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet_export(run)
+    before = contents(run.artifact)
+    monkeypatch.setattr(export_module, "score_split", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(NotCertifiable) as refused:
+        quiet_export(run, fpr=1e-4)
+    # 200 negatives in one group: a fifth selects, a fifth of the rest verifies.
+    assert refused.value.n == 128
+    assert contents(run.artifact) == before
+
+
+def test_export_that_breaks_half_way_leaves_the_artifact_as_it_was(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet_export(run)
+    before = contents(run.artifact)
+
+    def broken(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_module, "score_split", broken)
+    with pytest.raises(KeyboardInterrupt):
+        quiet_export(run, which="best")
+    assert contents(run.artifact) == before
+
+
+def test_rate_that_a_refusal_suggests_is_attainable(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["--run", str(run.folder), "--fpr"]
+    with caplog.at_level(logging.ERROR):
+        assert export_module.main([*arguments, "0.001"]) == 1
+    suggested = re.search(r"--fpr ([\d.e-]+)", caplog.text)
+    assert suggested is not None
+    assert export_module.main([*arguments, suggested.group(1)]) == 0
+    assert float(suggested.group(1)) == read_card(run.artifact).factory["fpr"]  # type: ignore[index]
+
+
+def test_new_operating_point_of_the_same_model_keeps_the_other_paths(run: Run) -> None:
+    quiet_export(run)
+    other = calibrate(run, device="cpu", precision="bfloat16")
+    stored = score_sets(run)[other]
+    quiet_export(run, fpr=0.2)
+    assert read_card(run.artifact).factory["fpr"] == 0.2  # type: ignore[index]
+    assert list(score_sets(run)) == [load_artifact(run.artifact).path.key, other]
+    np.testing.assert_array_equal(
+        score_sets(run)[other].scores["softmax"], stored.scores["softmax"]
+    )
+
+
+@pytest.mark.parametrize("change", [{"which": "best"}, {"verify_share": 0.5}])
+def test_paths_of_another_model_or_other_samples_are_dropped_and_named(
+    run: Run, change: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet_export(run)
+    other = calibrate(run, device="cpu", precision="bfloat16")
+    caplog.clear()
+    quiet_export(run, **change)
+    assert list(score_sets(run)) == [load_artifact(run.artifact).path.key]
+    assert any(other in record.message for record in caplog.records)
+
+
+def test_scores_of_a_retrained_model_do_not_survive_although_the_samples_are_the_same(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet_export(run)
+    other = calibrate(run, device="cpu", precision="bfloat16")
+    before = score_sets(run)[other].sample_ids
+    shutil.copy(run.folder / "best.pt", run.folder / "last.pt")
+    caplog.clear()
+    quiet_export(run)
+    key = load_artifact(run.artifact).path.key
+    assert list(score_sets(run)) == [key]
+    np.testing.assert_array_equal(score_sets(run)[key].sample_ids, before)
+    assert any(other in record.message for record in caplog.records)
+
+
+def test_card_of_the_best_checkpoint_admits_what_the_choice_costs(run: Run) -> None:
+    quiet_export(run)
+    assert read_card(run.artifact).training["notes"] == ["synthetic"]
+    quiet_export(run, which="best")
+    notes = read_card(run.artifact).training["notes"]
+    assert notes[0] == "synthetic"
+    assert "among 3 epochs" in notes[1]
+    assert "approximately" in notes[1]
+    assert DATA.notes == ["synthetic"]
+
+
+def test_verification_slice_holds_ids_that_did_not_calibrate(run: Run) -> None:
+    quiet_export(run, verify_share=0.25)
+    kept = set(np.load(run.folder / export_module.VERIFICATION)["sample_ids"])
+    calibrating = set(next(iter(score_sets(run).values())).sample_ids)
+    assert len(kept) == (400 - 80) / 4
+    assert not kept & calibrating
+    assert kept | calibrating < set(DATA.validation.sample_ids)
+
+
+def test_report_judges_the_factory_threshold_of_the_evaluated_model(run: Run) -> None:
+    quiet_export(run)
+    report = evaluate(run, show_progress=False)
+    assert report["factory"]["operating_point"] == read_card(run.artifact).factory
+    assert report["notes"] == ["synthetic"]
+
+
+def test_report_does_not_judge_a_threshold_of_another_model(run: Run) -> None:
+    quiet_export(run, which="best")
+    report = evaluate(run, show_progress=False)
+    assert report["factory"] is None
+    assert any("another model" in note for note in report["notes"])
+    assert evaluate(run, which="best", show_progress=False)["factory"] is not None
+
+
+def test_report_says_when_threshold_and_scores_are_of_different_paths(run: Run) -> None:
+    quiet_export(run)
+    report = evaluate(run, precision="bfloat16", show_progress=False)
+    assert report["factory"] is not None
+    assert any("not the served computation" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize("main", [export_module.main, calibrate_module.main, evaluate_module.main])
+def test_missing_cuda_is_one_clear_sentence(
+    run: Run, main, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet_export(run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--run", str(run.folder), "--device", "cuda"]) == 1
+    assert "no CUDA device" in caplog.records[-1].message
+
+
+def test_run_without_artifact_cannot_be_calibrated(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert calibrate_module.main(["--run", str(run.folder)]) == 1
+    assert "export the run first" in caplog.records[-1].message
