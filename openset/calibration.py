@@ -43,7 +43,7 @@ class NotCertifiable(ValueError):
         self.smallest_attainable_fpr = smallest_attainable_fpr(n, confidence=confidence)
         super().__init__(
             f"a false-positive rate of {fpr:g} cannot be promised at confidence {confidence:g} with {n} calibration "
-            f"negatives; the smallest attainable rate is {self.smallest_attainable_fpr:.3g}, and {fpr:g} needs at "
+            f"negatives; the smallest attainable rate is {_rounded_up(self.smallest_attainable_fpr):g}, and {fpr:g} needs at "
             f"least {negatives_needed(fpr, confidence=confidence)} negatives"
         )
 
@@ -67,6 +67,12 @@ class Threshold:
     accepted: int
     expected_fpr: float
     fpr_upper_bound: float
+
+
+def _rounded_up(rate: float) -> float:
+    """Three significant digits, rounded up: a rate that is named must be attainable."""
+    scale: float = 10.0 ** (2 - math.floor(math.log10(rate)))
+    return math.ceil(rate * scale) / scale
 
 
 def _check_targets(fpr: float, confidence: float) -> None:

@@ -176,11 +176,11 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     table = Table(
         title=f"{config['protocol']} · {config['loss']} · CCR at FPR (95 % bootstrap interval)"
     )
-    table.add_column("score")
-    table.add_column("against")
+    table.add_column("score", no_wrap=True)
+    table.add_column("against", no_wrap=True)
     for target in FPR_TARGETS[:-1]:
         table.add_column(f"{target:g}", justify="right")
-    for heading in ("no false positive", "AUROC"):
+    for heading in ("FPR 0", "AUROC"):
         table.add_column(heading, justify="right")
     for score, groups in report["scores"].items():
         for group, row in groups.items():
