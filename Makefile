@@ -55,11 +55,11 @@ train: install ## PROTOCOL= LOSS= [DATA= EPOCHS= SEED= PRESET= OPTIONS="k=v ..."
 
 evaluate: install ## RUN=runs/<name>: report.json, table, figures
 	$(call need,RUN,runs/glyphs-cos_eos)
-	@$(PY) -m training.evaluate --run $(RUN) $(call flag,DEVICE,--device)
+	@$(PY) -m training.evaluate --run $(RUN) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
 
 export: install ## RUN=: artifact with weights, model card, calibration scores and a factory threshold
 	$(call need,RUN,runs/glyphs-cos_eos)
-	@$(PY) -m training.export --run $(RUN) $(call flag,FPR,--fpr) $(call flag,CONFIDENCE,--confidence) $(call flag,NAME,--name) $(call flag,DEVICE,--device)
+	@$(PY) -m training.export --run $(RUN) $(call flag,FPR,--fpr) $(call flag,CONFIDENCE,--confidence) $(call flag,NAME,--name) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
 
 calibrate: install ## RUN= [DEVICE= PRECISION=]: scores of one more serving path
 	$(call need,RUN,runs/glyphs-cos_eos)
