@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("train", "validation", "test")
 
+SCORE_SELECTION_SHARE = 0.2
+CHECKPOINT_SELECTION_SHARE = 0.5
+_VALIDATION_SPLIT_SEED = 20231
+
 
 class MissingClasses(ValueError):
     """The data set lacks classes of the protocol."""
@@ -201,6 +205,45 @@ def stratified_split(
     chosen = np.zeros(len(groups), dtype=bool)
     chosen[np.concatenate(first)] = True
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+@dataclass(frozen=True)
+class ValidationParts:
+    """Indices into the validation part; disjoint."""
+
+    selection: NDArray[np.int64]
+    verification: NDArray[np.int64]
+    calibration: NDArray[np.int64]
+
+    def within(self, kept: NDArray[np.str_], of: NDArray[np.str_]) -> ValidationParts:
+        """The same parts as indices into ``kept``, the sample ids that are left of ``of`` (unreadable ones are not)."""
+        return ValidationParts(
+            *(
+                np.flatnonzero(np.isin(kept, of[part]))
+                for part in (self.selection, self.verification, self.calibration)
+            )
+        )
+
+
+def split_validation(
+    groups: NDArray[np.str_], *, verify_share: float, best: bool
+) -> ValidationParts:
+    """Who selects, who verifies, who calibrates; stratified by class and fixed for all runs.
+
+    The selection part of ``best=False`` is not used by training: only export chooses the score type with it.
+
+    Args:
+        groups: class of each validation sample, (N,).
+        verify_share: share of the rest after selection that is kept out of the calibration.
+        best: the checkpoint is chosen among the epochs by validation confidence; that choice and the score's share one
+            half of the data, the other half is never looked at before calibration (science reference, section 9).
+    """
+    share = CHECKPOINT_SELECTION_SHARE if best else SCORE_SELECTION_SHARE
+    selection, rest = stratified_split(groups, share, _VALIDATION_SPLIT_SEED)
+    verification, calibration = stratified_split(
+        groups[rest], verify_share, _VALIDATION_SPLIT_SEED + 1
+    )
+    return ValidationParts(selection, rest[verification], rest[calibration])
 
 
 def training_loader(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from openset.labels import is_known, is_negative
 from openset.preprocessing import Preprocessing
-from training.data import ProtocolData, Split, training_loader
+from training.data import ProtocolData, Split, split_validation, training_loader
 from training.losses import LOSSES
 from training.runs import (
     BEST,
@@ -99,6 +99,9 @@ class Trainer:
             self.optimizer, _learning_rate_factor(preset, config.epochs, self.steps_per_epoch)
         )
         self.progress = Progress()
+        # Epochs compete on this half alone, so that the other half can still certify the winner.
+        parts = split_validation(data.validation.groups, verify_share=0.0, best=True)
+        self.validation = data.validation.subset(parts.selection)
 
     def _start_from(self, run: Run) -> None:
         """Take over the weights of a run of the same classes and shapes; nothing else of it."""
@@ -298,9 +301,7 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         model = self.model if self.averaged is None else self.averaged.module
-        return validate(
-            model, self.data.validation, self.data.preprocessing, self.device, self.config
-        )
+        return validate(model, self.validation, self.data.preprocessing, self.device, self.config)
 
 
 @torch.inference_mode()

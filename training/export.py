@@ -1,7 +1,8 @@
 """Export a run as an artifact with a certified factory threshold: ``python -m training.export --run runs/X``.
 
-The validation data are split three ways, stratified by class: a fifth chooses the score type, a further slice is kept
-out for checking the promise, the rest calibrates. What selects or checks never calibrates.
+The validation data are split three ways, stratified by class: a fifth chooses the score type (a half with
+``--which best``: the half that also chose the checkpoint), a further slice is kept out for checking the promise, the
+rest calibrates. What selects or checks never calibrates.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ import logging
 import math
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from openset import metrics
 from openset.artifact import CALIBRATION, load_artifact, save_artifact, write_card
@@ -34,44 +33,13 @@ from openset.decision import accept
 from openset.labels import NEGATIVE, is_negative
 from openset.preprocessing import UnreadableImage
 from openset.scores import DEFAULT_SCORE
-from training.data import MissingClasses, stratified_split
+from training.data import MissingClasses, split_validation
 from training.runs import Run
 from training.scoring import Scored, require_device, score_split
 
 logger = logging.getLogger(__name__)
 
-SELECTION_SHARE = 0.2
 VERIFICATION = "verification.npz"
-_SPLIT_SEED = 20231
-
-_BEST_NOTE = (
-    "checkpoint 'best' was picked among {epochs} epochs by a validation confidence that saw every validation image, the "
-    "calibration images included: the promised false-positive rate then holds approximately, not exactly. Export "
-    "--which last for the exact promise. Half of the validation data served the choices and does not calibrate."
-)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Indices into the validation part; disjoint."""
-
-    selection: NDArray[np.int64]
-    verification: NDArray[np.int64]
-    calibration: NDArray[np.int64]
-
-
-def split_validation(groups: NDArray[np.str_], *, verify_share: float, best: bool) -> Parts:
-    """Who selects, who verifies, who calibrates.
-
-    Args:
-        groups: class of each validation sample, (N,).
-        verify_share: share of the rest after selection that is kept out of the calibration.
-        best: the checkpoint was chosen by validation confidence, which saw the negatives; then half of the data is
-            given to selection, as science reference section 9 asks.
-    """
-    selection, rest = stratified_split(groups, 0.5 if best else SELECTION_SHARE, _SPLIT_SEED)
-    verification, calibration = stratified_split(groups[rest], verify_share, _SPLIT_SEED + 1)
-    return Parts(selection, rest[verification], rest[calibration])
 
 
 def choose_score(scored: Scored, fpr: float) -> tuple[str, dict[str, float | None]]:
@@ -126,17 +94,12 @@ def export(
         classifier, data.validation, data.preprocessing,
         workers=run.config.workers, description="validation", show_progress=show_progress,
     )  # fmt: skip
-    parts = split_validation(scored.groups, verify_share=verify_share, best=which == "best")
+    parts = planned.within(scored.sample_ids, data.validation.sample_ids)
     score_type, found = choose_score(scored.subset(parts.selection), fpr)
     calibration = scored.subset(parts.calibration).score_set(classifier.path.key)
     point = operating_point(calibration, score_type=score_type, fpr=fpr, confidence=confidence)
-    notes = list(card.training["notes"])
-    if which == "best":
-        notes.append(_BEST_NOTE.format(epochs=run.load_checkpoint("last")["progress"]["epoch"]))
-        logger.warning("note: %s", notes[-1])
     facts = {
         **card.training,
-        "notes": notes,
         "checkpoint": which,
         "score_selection": {"fpr": fpr, "ccr": found, "samples": len(parts.selection)},
         "calibration_samples": len(parts.calibration),

@@ -19,7 +19,7 @@ from training import calibrate as calibrate_module
 from training import evaluate as evaluate_module
 from training import export as export_module
 from training.calibrate import calibrate
-from training.data import ProtocolData, Split
+from training.data import ProtocolData, Split, split_validation
 from training.engine import Trainer, prepare_folder
 from training.evaluate import evaluate
 from training.export import export
@@ -159,15 +159,24 @@ def test_scores_of_a_retrained_model_do_not_survive_although_the_samples_are_the
     assert any(other in record.message for record in caplog.records)
 
 
-def test_card_of_the_best_checkpoint_admits_what_the_choice_costs(run: Run) -> None:
-    quiet_export(run)
-    assert read_card(run.artifact).training["notes"] == ["synthetic"]
-    quiet_export(run, which="best")
-    notes = read_card(run.artifact).training["notes"]
-    assert notes[0] == "synthetic"
-    assert "among 3 epochs" in notes[1]
-    assert "approximately" in notes[1]
-    assert DATA.notes == ["synthetic"]
+def test_epochs_compete_on_images_that_neither_calibrate_nor_verify(run: Run) -> None:
+    competed = set(Trainer(run.config, DATA, run.folder, show_progress=False).validation.sample_ids)
+    quiet_export(run, which="best", verify_share=0.25)
+    kept = set(np.load(run.folder / export_module.VERIFICATION)["sample_ids"])
+    calibrating = set(next(iter(score_sets(run).values())).sample_ids)
+    assert len(competed) == len(DATA.validation) / 2
+    assert not competed & (kept | calibrating)
+    assert len(competed | kept | calibrating) == len(DATA.validation)
+
+
+def test_parts_stay_the_same_when_images_turn_out_unreadable() -> None:
+    ids = np.array([f"v{i}" for i in range(40)])
+    parts = split_validation(np.repeat(["a", "b"], 20), verify_share=0.5, best=True)
+    kept = np.delete(ids, [3, 25])
+    left = parts.within(kept, ids)
+    for name in ("selection", "verification", "calibration"):
+        expected = set(ids[getattr(parts, name)]) - {"v3", "v25"}
+        assert set(kept[getattr(left, name)]) == expected
 
 
 def test_verification_slice_holds_ids_that_did_not_calibrate(run: Run) -> None:

@@ -14,8 +14,9 @@ from openset.artifact import load_artifact, read_card
 from openset.calibration import NotCertifiable, load_score_sets
 from openset.labels import NEGATIVE, UNKNOWN
 from training.calibrate import calibrate
+from training.data import split_validation
 from training.evaluate import evaluate, write_report
-from training.export import choose_score, export, split_validation
+from training.export import choose_score, export
 from training.report import build_report, own_or_nearest_angle
 from training.runs import Run, make_config
 from training.scoring import Scored, score_split
