@@ -11,6 +11,7 @@ LOSS     ?= cos_eos
 PRESET   ?= thesis
 SEED     ?= 42
 PORT     ?= 8000
+COMPOSE  ?= docker compose --project-name openset-serve
 DEVICE   ?=
 PRECISION ?=
 
@@ -80,14 +81,14 @@ serve: install ## MODEL=<name> [PORT=8000 DEVICE= PRECISION=]: TorchServe and ga
 
 up: ## MODEL=<name>: the same in containers, CPU
 	$(call need,MODEL,demo)
-	@MODEL=$(MODEL) PORT=$(PORT) docker compose -f docker/compose.yaml up --build --detach --wait
+	@MODEL=$(MODEL) PORT=$(PORT) $(COMPOSE) -f docker/compose.yaml up --build --detach --wait
 
 up-gpu: ## MODEL=<name>: the same in containers, NVIDIA GPU
 	$(call need,MODEL,demo)
-	@MODEL=$(MODEL) PORT=$(PORT) docker compose -f docker/compose.yaml -f docker/compose.gpu.yaml up --build --detach --wait
+	@MODEL=$(MODEL) PORT=$(PORT) $(COMPOSE) -f docker/compose.yaml -f docker/compose.gpu.yaml up --build --detach --wait
 
 down: ## stop the containers
-	@MODEL=$(or $(MODEL),none) docker compose -f docker/compose.yaml down
+	@MODEL=$(or $(MODEL),none) $(COMPOSE) -f docker/compose.yaml down
 
 # -- check ------------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from api import problems
 from api.archive import read_archive
@@ -38,7 +39,8 @@ def create_app(settings: Settings) -> FastAPI:
         await backend.close()
         store.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs from the wheel: neither host nor browser need the internet
+        redoc_url=None,
         title="openset-serve",
         version=model.card.version,
         summary="Classifies images into known classes and says unknown to the rest.",

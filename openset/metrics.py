@@ -212,6 +212,7 @@ def bootstrap_ccr_at_fpr(
     *,
     against: int,
     max_fpr: float,
+    rule: str = "inclusive",
     clustered: bool = False,
     repeats: int = 1000,
     confidence: float = 0.95,
@@ -225,7 +226,8 @@ def bootstrap_ccr_at_fpr(
         labels: (N,).
         groups: class or source of each sample, (N,); used when ``clustered``.
         against: NEGATIVE or UNKNOWN.
-        max_fpr: target, inclusive.
+        max_fpr: target.
+        rule: as in ``ccr_at_fpr``.
         clustered: resample whole classes, since images of one class are correlated.
         repeats: number of replicates.
         confidence: of the interval.
@@ -255,9 +257,7 @@ def bootstrap_ccr_at_fpr(
         weights = _resampled_weights(foreign_groups, clustered, random)
         counts = np.add.reduceat(weights, first)
         accepted = counts[::-1].cumsum()[::-1]
-        reached = (accepted <= _allowed_count(max_fpr, int(weights.sum()), "inclusive")) & (
-            counts > 0
-        )
+        reached = (accepted <= _allowed_count(max_fpr, int(weights.sum()), rule)) & (counts > 0)
         known_weights = _resampled_weights(known_groups, clustered, random)
         if reached.any():
             lowest = int(start[int(np.argmax(reached))])

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     step(
         f"training: digits known, letters negative, {EPOCHS} epochs", "training.train", "--protocol", "glyphs", "--loss",
-        "cos_eos", "--epochs", str(EPOCHS), "--precision", "bfloat16", "--device", "cpu", "--name", RUN.name,
+        "cos_eos", "--epochs", str(EPOCHS), "--precision", "auto", "--device", "cpu", "--name", RUN.name,
         *([] if sys.stderr.isatty() else ["--quiet"]),
     )  # fmt: skip
     step(

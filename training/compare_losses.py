@@ -31,7 +31,7 @@ def compare(
     """
     rows: list[dict[str, Any]] = []
     for loss in losses:
-        options: dict[str, Any] = {"precision": "bfloat16"}
+        options: dict[str, Any] = {"precision": "auto"}
         if protocol == "glyphs":
             options["size"] = size
         config = make_config(protocol, loss, epochs=epochs, data=data, options=options)

@@ -88,7 +88,7 @@ def _against(scored: Scored, name: str, label: int, rule: str, repeats: int) -> 
         intervals = [
             None if value is None else metrics.bootstrap_ccr_at_fpr(
                 scores, scored.predictions, scored.labels, scored.groups,
-                against=label, max_fpr=target, clustered=clustered, repeats=repeats,
+                against=label, max_fpr=target, rule=rule, clustered=clustered, repeats=repeats,
             )
             for clustered in (False, True)
         ]  # fmt: skip

@@ -20,6 +20,7 @@ from openset.networks import build_network
 from openset.scores import DEFAULT_SCORE
 from training.data import ProtocolData, load_protocol
 from training.losses import build_loss, protocol_defaults
+from training.precision import resolve_precision
 from training.protocols import get_protocol
 
 RUNS = Path("runs")
@@ -48,7 +49,10 @@ _NOT_IDENTITY = (
 
 @dataclass(frozen=True)
 class Preset:
-    """How a model is trained; science reference section 4 (thesis) and section 8.5 (modern)."""
+    """How a model is trained; science reference section 4 (thesis) and section 8.5 (modern).
+
+    ``precision`` of the backbone may be "auto"; a run's configuration holds what that became on its device.
+    """
 
     learning_rate: float
     batch_size: int
@@ -76,7 +80,7 @@ PRESETS = {
         ema_decay=0.999,
         augmentation="modern",
         normalize_images=True,
-        precision="bfloat16",
+        precision="auto",
         max_gradient_norm=5.0,
     ),
 }
@@ -254,6 +258,7 @@ def make_config(
         raise ValueError(
             f"device {resolved!r} was asked for, but this machine offers no CUDA device to torch"
         )
+    training = replace(training, precision=resolve_precision(training.precision, resolved))
     config = TrainConfig(
         protocol=protocol,
         loss=loss,

@@ -12,6 +12,7 @@ from typing import Any
 from training.data import MissingClasses
 from training.engine import Trainer, TrainingDiverged, prepare_folder
 from training.losses import LOSSES
+from training.precision import PRECISION_CHOICES
 from training.protocols import PROTOCOLS
 from training.runs import PRESETS, RUNS, Run, TrainConfig, make_config
 
@@ -84,8 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16"),
-        help="of the backbone; default: the preset's",
+        choices=PRECISION_CHOICES,
+        help="of the backbone; auto: bfloat16 where the hardware has it; default: the preset's",
     )
     parser.add_argument("--workers", type=int, default=0, help="data loading processes")
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -169,7 +170,10 @@ def test_readiness_model_metrics_docs_and_page(stack: Stack) -> None:
     assert stack.client.get("/readyz").json()["status"] == "ready"
     assert stack.client.get("/model").json()["card"]["loss"] == "cos_eos"
     assert "openset_outcomes_total" in stack.client.get("/metrics").text
-    assert stack.client.get("/docs").status_code == 200
+    docs = stack.client.get("/docs")
+    assert docs.status_code == 200
+    for asset in re.findall(r"(?:src|href)=\"([^\"]+)\"", docs.text):
+        assert stack.client.get(asset).status_code == 200, asset  # its own, not a content network's
     assert "openset-serve" in stack.client.get("/").text
 
 

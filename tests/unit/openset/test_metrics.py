@@ -172,3 +172,19 @@ def test_bootstrap_is_none_where_the_rate_is_out_of_reach() -> None:
         )
         is None
     )
+
+
+def test_bootstrap_follows_the_strict_rule() -> None:
+    # Ten foreign scores, far below or above whole blocks of knowns: one accepted foreigner more or less moves the CCR.
+    scores = np.concatenate([np.arange(10.0), np.repeat(np.arange(10.0) + 0.5, 100)])
+    labels = np.concatenate([np.full(10, UNKNOWN), np.zeros(1000, dtype=int)])
+    found = {
+        rule: bootstrap_ccr_at_fpr(
+            scores, labels.clip(0), labels, labels, against=UNKNOWN, max_fpr=0.5, rule=rule
+        )
+        for rule in ("inclusive", "strict")
+    }
+    inclusive, strict = found["inclusive"], found["strict"]
+    assert inclusive is not None
+    assert strict is not None
+    assert strict[0] < inclusive[0]
