@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 RUN = Path("runs/demo")
 MODEL = "demo"
-EPOCHS = 2
+EPOCHS = 1
 FPR = 1e-2
 
 _SAMPLES = Path(".run/demo")

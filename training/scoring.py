@@ -117,7 +117,7 @@ def score_split(
         batches,
         total=batch_count(split, _BATCH_SIZE),
         desc=description,
-        disable=not show_progress,
+        disable=None if show_progress else True,  # None: no bar where nobody watches
         leave=False,
     ):
         prediction = classifier.predict(images)
