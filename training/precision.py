@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 PRECISION_CHOICES = ("auto", "float32", "bfloat16")
 
 # As the kernel names them: x86 (AVX512-BF16, AMX) and ARM. Without one of them torch emulates every bfloat16 product,
-# an order of magnitude slower than float32 (docs/results).
+# many times slower than float32 (docs/results).
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -47,7 +47,7 @@ def resolve_precision(precision: str, device: str) -> str:
         return "bfloat16" if native else "float32"
     if precision == "bfloat16" and not native:
         logger.warning(
-            "this %s has no bfloat16 arithmetic and emulates it, often ten times slower than float32; "
+            "this %s has no bfloat16 arithmetic and emulates it, many times slower than float32; "
             "precision=auto (PRECISION=auto) would take float32",
             torch.device(device).type,
         )

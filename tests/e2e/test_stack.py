@@ -172,8 +172,11 @@ def test_readiness_model_metrics_docs_and_page(stack: Stack) -> None:
     assert "openset_outcomes_total" in stack.client.get("/metrics").text
     docs = stack.client.get("/docs")
     assert docs.status_code == 200
-    for asset in re.findall(r"(?:src|href)=\"([^\"]+)\"", docs.text):
-        assert stack.client.get(asset).status_code == 200, asset  # its own, not a content network's
+    assets = re.findall(r"(?:src|href)=\"([^\"]+)\"", docs.text)
+    assert assets
+    for asset in assets:
+        assert asset.startswith("/"), asset  # the gateway's own, not a content network's
+        assert stack.client.get(asset).status_code == 200, asset
     assert "openset-serve" in stack.client.get("/").text
 
 
