@@ -99,6 +99,15 @@ def predict(client: httpx.Client, image: bytes, query: str = "") -> dict[str, An
     return body
 
 
+def outcome_counts(client: httpx.Client) -> dict[str, float]:
+    return {
+        outcome: float(count)
+        for outcome, count in re.findall(
+            r'openset_outcomes_total\{outcome="(\w+)"\} (\S+)', client.get("/metrics").text
+        )
+    }
+
+
 def test_known_gets_its_label_and_the_rest_is_unknown(stack: Stack, artifact: Path) -> None:
     classifier = load_artifact(artifact)
     factory = classifier.card.factory
@@ -166,10 +175,16 @@ def test_own_target_and_angles(stack: Stack) -> None:
     assert (len(body["angles"]), len(body["top_k"])) == (10, 3)
 
 
-def test_readiness_model_metrics_docs_and_page(stack: Stack) -> None:
+def test_metrics_count_each_outcome(stack: Stack) -> None:
+    before = outcome_counts(stack.client)
+    outcome = "accepted" if predict(stack.client, image_bytes())["accepted"] else "unknown"
+    after = outcome_counts(stack.client)
+    assert after[outcome] == before.get(outcome, 0) + 1
+
+
+def test_readiness_model_docs_and_page(stack: Stack) -> None:
     assert stack.client.get("/readyz").json()["status"] == "ready"
     assert stack.client.get("/model").json()["card"]["loss"] == "cos_eos"
-    assert "openset_outcomes_total" in stack.client.get("/metrics").text
     docs = stack.client.get("/docs")
     assert docs.status_code == 200
     assets = re.findall(r"(?:src|href)=\"([^\"]+)\"", docs.text)
