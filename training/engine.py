@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -21,7 +22,8 @@ from tqdm import tqdm
 
 from openset.labels import is_known, is_negative
 from openset.preprocessing import Preprocessing
-from training.data import ProtocolData, Split, split_validation, training_loader
+from training.data import ImageFiles, ProtocolData, Split, split_validation, training_loader
+from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
 from training.runs import (
     BEST,
@@ -37,6 +39,9 @@ from training.runs import (
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 120.0
+
+# Options of the data that do not decide which images train and which validate.
+_NOT_SPLIT = ("image_size", "on_unreadable", "download")
 LOG_EVERY = 50
 
 
@@ -74,7 +79,8 @@ class Trainer:
         self.device = torch.device(config.device)
         network, head, self.criterion = config.build_model(len(data.class_ids))
         self.model = nn.ModuleDict({"network": network, "head": head}).to(self.device)
-        if config.initial_weights is not None:
+        self.interrupt = DeferredInterrupt()
+        if config.initial_weights is not None and not (folder / LAST).is_file():
             self._start_from(Run(config.initial_weights))
         self.model.to(memory_format=torch.channels_last)
         self.criterion.to(self.device)
@@ -104,14 +110,32 @@ class Trainer:
         self.validation = data.validation.subset(parts.selection)
 
     def _start_from(self, run: Run) -> None:
-        """Take over the weights of a run of the same classes and shapes; nothing else of it."""
+        """Take over the weights of a run on the same data, classes and shapes; nothing else of it.
+
+        Other data are refused: what that run trained on may be what this one validates and calibrates with.
+        """
+        now, then = (
+            {key: value for key, value in config.data_options.items() if key not in _NOT_SPLIT}
+            | {"protocol": config.protocol}
+            for config in (self.config, run.config)
+        )
+        if now != then:
+            raise ValueError(
+                f"initial_weights={run.folder} was trained on {then}, this run on {now}; images that it trained on could "
+                "calibrate this one, so both need the same protocol, split and source of images"
+            )
         state = run.load_checkpoint()
         if state["class_ids"] != list(self.data.class_ids):
             raise ValueError(
                 f"initial_weights={run.folder} was trained on other classes ({len(state['class_ids'])}) than the data "
                 f"hold ({len(self.data.class_ids)})"
             )
-        self.model.load_state_dict(state["averaged"] or state["model"])
+        try:
+            self.model.load_state_dict(state["averaged"] or state["model"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"initial_weights={run.folder} holds another network or head than this run: {error}"
+            ) from error
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -129,11 +153,19 @@ class Trainer:
             "random": torch.get_rng_state(),
             "num_classes": len(self.data.class_ids),
             "class_ids": list(self.data.class_ids),
+            "data_sha256": _fingerprint(self.data.train),
             "head_scale": getattr(head, "scale", None),
         }
 
     def save(self, name: str = LAST) -> None:
-        """Write a checkpoint atomically; a kill never leaves half a file."""
+        """Write a checkpoint atomically; a kill never leaves half a file.
+
+        Raises:
+            TrainingDiverged: a weight is not finite; the file stays as it was.
+            OSError: the disk is full or gone; the file stays as it was.
+        """
+        if not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
+            raise self._diverged("the weights hold a value that is not finite")
         target = self.folder / name
         partial = target.with_name(name + ".partial")
         try:
@@ -156,6 +188,12 @@ class Trainer:
                 f"{file} was trained on {len(state['class_ids'])} other classes than the data now hold "
                 f"({len(self.data.class_ids)}); use another NAME= or the former data"
             )
+        # Checkpoints of earlier releases do not know their data.
+        if state.get("data_sha256", _fingerprint(self.data.train)) != _fingerprint(self.data.train):
+            raise ValueError(
+                f"{file} was trained on other images than {self.config.data or 'the data'} now holds; "
+                "use another NAME= or the former data"
+            )
         self.model.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["averaged"])
@@ -172,13 +210,19 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the last epoch and return the last row of the history.
 
+        Ctrl-C is honoured between two steps: the checkpoint then holds all of the last step and nothing of the next.
+
         Raises:
-            TrainingDiverged: the loss is not finite.
+            TrainingDiverged: the loss, a weight or a validation figure is not finite.
+            KeyboardInterrupt: after the checkpoint was written.
         """
         config = self.config
-        with _writer(
-            self.folder / "tensorboard", self.progress.epoch * self.steps_per_epoch
-        ) as writer:
+        with (
+            self.interrupt,
+            _writer(
+                self.folder / "tensorboard", self.progress.epoch * self.steps_per_epoch
+            ) as writer,
+        ):
             while self.progress.epoch < config.epochs:
                 self._train_epoch(writer)
                 row = self._validate()
@@ -234,15 +278,18 @@ class Trainer:
                     if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                         self.save()
                         saved_at = time.monotonic()
-        except KeyboardInterrupt:
-            progress.loss_sum = float(loss_sum)
-            if math.isfinite(progress.loss_sum):
-                self.save()
-            raise
+                if self.interrupt.requested:
+                    break
         finally:
             bar.close()
         progress.loss_sum = float(loss_sum)
         self._check_finite(progress.loss_sum)
+        self._stop_if_interrupted()
+
+    def _stop_if_interrupted(self) -> None:
+        if self.interrupt.requested:
+            self.save()
+            raise KeyboardInterrupt
 
     def _step(self, images: Tensor, labels: Tensor, preset: Preset) -> Tensor:
         images = images.to(self.device, non_blocking=True)
@@ -267,14 +314,20 @@ class Trainer:
 
     def _check_finite(self, loss_sum: float) -> None:
         if not math.isfinite(loss_sum):
-            raise TrainingDiverged(
-                f"the loss of {self.config.loss} is {loss_sum} in epoch {self.progress.epoch + 1}, at or before step "
-                f"{self.progress.step}; the last sound checkpoint is {self.folder / LAST}. Try a smaller learning_rate, "
-                "max_gradient_norm=5, margin_warmup_epochs=5 or detach_radial=true (OPTIONS=...)"
-            )
+            raise self._diverged(f"the loss is {loss_sum}")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{self.config.loss}: {what} in epoch {self.progress.epoch + 1}, at or before step {self.progress.step}; "
+            f"the last sound checkpoint is {self.folder / LAST}. Try a smaller learning_rate, max_gradient_norm=5, "
+            "margin_warmup_epochs=5 or detach_radial=true (OPTIONS=...)"
+        )
 
     def _finish_epoch(self, row: dict[str, Any], writer: SummaryWriter) -> None:
         progress = self.progress
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise self._diverged(f"{name} is {value}")
         row = {
             "epoch": progress.epoch + 1,
             "train_loss": progress.loss_sum / max(progress.sample_count, 1),
@@ -289,9 +342,10 @@ class Trainer:
                 writer.add_scalar(f"epoch/{name}", value, row["epoch"])
         is_best = row["confidence"] > progress.best_confidence
         progress.best_confidence = max(progress.best_confidence, row["confidence"])
-        self.save()
+        # The best one first: the last one says that the epoch is over, and with it that this was done.
         if is_best:
             self.save(BEST)
+        self.save()
         write_atomically(self.folder / HISTORY, json.dumps(progress.history, indent=2) + "\n")
         logger.info(
             "epoch %d/%d: train loss %.4f, margin-free validation loss %.4f, accuracy %.4f, confidence %.4f%s",
@@ -352,11 +406,21 @@ def validate(
     }
 
 
+def _fingerprint(split: Split) -> str:
+    """Digest of what is trained on: which samples, of which classes, in which order; not where they lie."""
+    digest = hashlib.sha256()
+    for values in (split.sample_ids, split.groups):
+        digest.update("\n".join(values.tolist()).encode())
+    if not isinstance(split.images, ImageFiles):
+        digest.update(split.images[:: max(1, len(split) // 1000)].numpy().tobytes())
+    return digest.hexdigest()
+
+
 def prepare_folder(folder: Path, config: TrainConfig) -> bool:
-    """Create the run's folder, or check that the one there belongs to the same run; True if it is resumed.
+    """Create the run's folder, or check that the one there belongs to the same run; True if it is to be resumed.
 
     Raises:
-        ValueError: the folder holds a run with another configuration.
+        ValueError: the folder holds a run with another configuration, or one that is trained further.
     """
     file = folder / CONFIG
     if file.is_file():
@@ -377,7 +441,11 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
                 f"{folder} was started with epochs={former.epochs}; its {config.training.schedule} schedule depends on "
                 f"that number, so it cannot go on with {config.epochs}. Give this run another NAME="
             )
-        write_atomically(file, config.to_json())
+        if config.epochs < former.epochs:
+            raise ValueError(
+                f"{folder} was started with epochs={former.epochs}, more than the {config.epochs} now asked for; "
+                "give this run another NAME="
+            )
         return True
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(file, config.to_json())

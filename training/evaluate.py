@@ -21,7 +21,7 @@ from training import figures
 from training.data import MissingClasses
 from training.report import build_report, print_report
 from training.runs import Run, write_atomically
-from training.scoring import Scored, require_device, score_split
+from training.scoring import Scored, left_out, require_device, score_split
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def evaluate(
         "device": device,
         "precision": precision,
         "rule": rule or ("strict" if run.config.as_published else "inclusive"),
-        "notes": data.notes,
+        "notes": [*data.notes, *run.unfinished(), *left_out(data.test, scored)],
         "counts": data.counts,
     }
     write_atomically(run.folder / "evaluation.json", json.dumps(context, indent=2) + "\n")

@@ -35,7 +35,7 @@ from openset.preprocessing import UnreadableImage
 from openset.scores import DEFAULT_SCORE
 from training.data import MissingClasses, split_validation
 from training.runs import Run
-from training.scoring import Scored, require_device, score_split
+from training.scoring import Scored, left_out, require_device, score_split
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def export(
     if fpr < smallest_attainable_fpr(negatives, confidence=confidence):
         raise NotCertifiable(n=negatives, fpr=fpr, confidence=confidence)
     network, head = run.load_model(which)
-    card = run.model_card(data, head, name=name)
+    card = run.model_card(data, head, which=which, name=name)
     # Scores come from the artifact itself, loaded as the handler loads it.
     staging = run.folder / "artifact.partial"
     shutil.rmtree(staging, ignore_errors=True)
@@ -94,12 +94,15 @@ def export(
         classifier, data.validation, data.preprocessing,
         workers=run.config.workers, description="validation", show_progress=show_progress,
     )  # fmt: skip
+    for note in (*run.unfinished(), *left_out(data.validation, scored)):
+        logger.warning("%s", note)
     parts = planned.within(scored.sample_ids, data.validation.sample_ids)
     score_type, found = choose_score(scored.subset(parts.selection), fpr)
     calibration = scored.subset(parts.calibration).score_set(classifier.path.key)
     point = operating_point(calibration, score_type=score_type, fpr=fpr, confidence=confidence)
     facts = {
         **card.training,
+        "notes": [*card.training["notes"], *left_out(data.validation, scored)],
         "checkpoint": which,
         "score_selection": {"fpr": fpr, "ccr": found, "samples": len(parts.selection)},
         "calibration_samples": len(parts.calibration),

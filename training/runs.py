@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -66,6 +67,17 @@ class Preset:
     normalize_images: bool = False
     precision: str = "float32"
     max_gradient_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        optional = ("ema_decay", "max_gradient_norm")
+        for name in ("learning_rate", "momentum", "weight_decay", "warmup_epochs", *optional):
+            value = getattr(self, name)
+            if name in optional and value is None:
+                continue
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number, at least 0, got {value!r}")
+        if type(self.batch_size) is not int or self.batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number above 0, got {self.batch_size!r}")
 
 
 PRESETS = {
@@ -318,7 +330,18 @@ class Run:
             head.scale = float(state["head_scale"])
         return network.eval(), head.eval()
 
-    def model_card(self, data: ProtocolData, head: Head, *, name: str | None = None) -> ModelCard:
+    def trained_epochs(self, which: str = "last") -> int:
+        """Epochs that a checkpoint has behind it."""
+        return int(self.load_checkpoint(which)["progress"]["epoch"])
+
+    def unfinished(self) -> list[str]:
+        """What a reader of any result must be told if the training stopped early; else nothing."""
+        done = self.trained_epochs()
+        return [f"trained for {done} of {self.config.epochs} epochs"] * (done < self.config.epochs)
+
+    def model_card(
+        self, data: ProtocolData, head: Head, *, which: str = "last", name: str | None = None
+    ) -> ModelCard:
         """The model card of this run; without a factory operating point."""
         config = self.config
         return ModelCard(
@@ -340,11 +363,11 @@ class Run:
             training={
                 "preset": config.preset,
                 "seed": config.seed,
-                "epochs": config.epochs,
+                "epochs": self.trained_epochs(which),
                 "as_published": config.as_published,
                 "initial_weights": config.initial_weights,
                 "data": config.data_options,
-                "notes": data.notes,
+                "notes": [*data.notes, *self.unfinished()],
             },
         )
 
@@ -359,7 +382,11 @@ class Run:
         """The run's model as it would answer; for evaluation, not tied to an artifact."""
         network, head = self.load_model(which)
         return OpenSetClassifier(
-            network, head, self.model_card(data, head), device=device, precision=precision
+            network,
+            head,
+            self.model_card(data, head, which=which),
+            device=device,
+            precision=precision,
         )
 
     def protocol_data(self, parts: Sequence[str] = ("train", "validation", "test")) -> ProtocolData:

@@ -86,6 +86,12 @@ class Scored:
             return cls(**{name: content[name] for name in names}, scores=scores)
 
 
+def left_out(split: Split, scored: Scored) -> list[str]:
+    """What a reader must be told of samples that could not be read; else nothing."""
+    missing = len(split) - len(scored)
+    return [f"{missing} of {len(split)} images were unreadable and left out"] * (missing > 0)
+
+
 def require_device(device: str) -> str:
     """The device, if this machine has it.
 

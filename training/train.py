@@ -14,7 +14,15 @@ from training.engine import Trainer, TrainingDiverged, prepare_folder
 from training.losses import LOSSES
 from training.precision import PRECISION_CHOICES
 from training.protocols import PROTOCOLS
-from training.runs import PRESETS, RUNS, Run, TrainConfig, make_config
+from training.runs import (
+    CONFIG,
+    PRESETS,
+    RUNS,
+    Run,
+    TrainConfig,
+    make_config,
+    write_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +53,7 @@ def train(config: TrainConfig, *, runs: Path = RUNS, show_progress: bool = True)
     prepare_folder(folder, config)
     if trainer.resume():
         progress = trainer.progress
+        write_atomically(folder / CONFIG, config.to_json())  # more epochs, or data that moved
         logger.info("continuing %s at epoch %d, step %d", folder, progress.epoch + 1, progress.step)
     trainer.run()
     return Run(folder)

@@ -96,6 +96,105 @@ def test_run_killed_under_way_ends_with_the_very_same_weights(
     assert whole["progress"]["history"] == resumed["progress"]["history"]
 
 
+def test_interrupt_in_the_middle_of_a_step_saves_only_whole_steps(few: Any, tmp_path: Path) -> None:
+    """Ctrl-C while batch norm has seen the batch and the optimizer has not."""
+    torch.set_num_threads(1)
+    config = config_for(epochs=1, options={"batch_size": 64})
+    trainer_for(config, few, tmp_path / "whole").run()
+    broken = trainer_for(config, few, tmp_path / "broken")
+    criterion, calls = broken.criterion.forward, []
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return criterion(*arguments)
+
+    broken.criterion.forward = interrupted  # type: ignore[method-assign]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    assert signal.getsignal(signal.SIGINT) is before
+    continued = trainer_for(config, few, tmp_path / "broken")
+    assert continued.resume()
+    assert continued.progress.step == 4
+    continued.run()
+    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
+
+
+def test_second_interrupt_does_not_wait(few: Any, tmp_path: Path) -> None:
+    trainer = trainer_for(config_for(epochs=1), few, tmp_path / "run")
+
+    def hangs(*_: Any) -> torch.Tensor:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second interrupt was swallowed")
+
+    trainer._step = hangs  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_kill_between_the_two_checkpoints_of_an_epoch_loses_no_best_one(
+    few: Any, tmp_path: Path
+) -> None:
+    config = config_for(epochs=1)
+    trainer_for(config, few, tmp_path / "whole").run()
+    broken = trainer_for(config, few, tmp_path / "broken")
+    save = broken.save
+
+    def once(*name: str) -> None:
+        save(*name)
+        raise Killed
+
+    broken.save = once  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        broken.run()
+    continued = trainer_for(config, few, tmp_path / "broken")
+    continued.resume()
+    continued.run()
+    best = [
+        torch.load(tmp_path / name / "best.pt", weights_only=True)["model"]
+        for name in ("whole", "broken")
+    ]
+    assert_same(*best)
+
+
+def test_unsound_weights_are_never_saved(few: Any, tmp_path: Path) -> None:
+    trainer = trainer_for(config_for(), few, tmp_path / "run")
+    trainer.save()
+    sound = (tmp_path / "run" / "last.pt").read_bytes()
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(torch.nan)
+    with pytest.raises(TrainingDiverged, match="weights"):
+        trainer.save()
+    assert (tmp_path / "run" / "last.pt").read_bytes() == sound
+
+
+def test_other_images_in_the_same_place_are_refused(few: Any, tmp_path: Path) -> None:
+    trainer_for(config_for(epochs=1), few, tmp_path / "run").run()
+    other = dataclasses.replace(few, train=few.train.subset(np.arange(len(few.train))[::-1].copy()))
+    with pytest.raises(ValueError, match="other images"):
+        trainer_for(config_for(epochs=1), other, tmp_path / "run").resume()
+
+
+def test_unfinished_run_says_so(few: Any, tmp_path: Path) -> None:
+    trainer_for(config_for(epochs=1), few, tmp_path / "run").run()
+    assert Run(tmp_path / "run").unfinished() == []
+    config = dataclasses.replace(config_for(epochs=1), epochs=3)
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    assert Run(tmp_path / "run").unfinished() == ["trained for 1 of 3 epochs"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"learning_rate": "abc"}, {"batch_size": 0}, {"batch_size": 1.5}, {"momentum": -1}]
+)
+def test_values_out_of_range_are_refused_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        config_for(options=options)
+
+
 def test_same_seed_same_run_and_another_seed_another(few: Any, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -112,6 +211,14 @@ def test_run_may_start_from_the_weights_of_another(few: Any, tmp_path: Path) -> 
     second = Trainer(config_for(options=options), few, tmp_path / "second", show_progress=False)
     assert_same(weights_of(first), dict(second.model.state_dict()))
     assert config_for(options=options).name != config_for().name
+    # Validation images of this split may have trained that run.
+    with pytest.raises(ValueError, match="calibrate"):
+        Trainer(
+            config_for(options=options | {"split_seed": 7}),
+            few,
+            tmp_path / "x",
+            show_progress=False,
+        )
     fewer = dataclasses.replace(few, class_ids=few.class_ids[:5])
     with pytest.raises(ValueError, match="other classes"):
         Trainer(config_for(options=options), fewer, tmp_path / "third", show_progress=False)
