@@ -19,6 +19,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "incomplete-body": (400, "Incomplete body"),
     "missing-key": (401, "API key missing or unknown"),
     "key-not-allowed": (403, "API key lacks the scope"),
+    "foreign-origin": (403, "Page of another site"),
     "not-found": (404, "Not found"),
     "method-not-allowed": (405, "Method not allowed"),
     "slow-upload": (408, "Upload too slow"),

@@ -43,8 +43,13 @@ class NotCertifiable(ValueError):
         self.smallest_attainable_fpr = smallest_attainable_fpr(n, confidence=confidence)
         super().__init__(
             f"a false-positive rate of {fpr:g} cannot be promised at confidence {confidence:g} with {n} calibration "
-            f"negatives; the smallest attainable rate is {_rounded_up(self.smallest_attainable_fpr):g}, and {fpr:g} needs at "
-            f"least {negatives_needed(fpr, confidence=confidence)} negatives"
+            f"negatives; "
+            + (
+                f"the smallest attainable rate is {_rounded_up(self.smallest_attainable_fpr):g}, and "
+                if n
+                else ""
+            )
+            + f"{fpr:g} needs at least {negatives_needed(fpr, confidence=confidence)} negatives"
         )
 
 
@@ -85,8 +90,18 @@ def _check_targets(fpr: float, confidence: float) -> None:
 
 
 def smallest_attainable_fpr(n: int, *, confidence: float = DEFAULT_CONFIDENCE) -> float:
-    """Smallest FPR that n foreign scores can certify: 1 - delta^(1/n); 1 for n = 0."""
-    return -math.expm1(math.log1p(-confidence) / n) if n > 0 else 1.0
+    """Smallest FPR that n foreign scores can certify: 1 - delta^(1/n); 1, which nothing attains, for n = 0.
+
+    The rate is one that ``choose_threshold`` accepts: it lies above the formula by a few roundings at most.
+    """
+    if n <= 0:
+        return 1.0
+    rate = -math.expm1(math.log1p(-confidence) / n)
+    step = math.ulp(rate)
+    while _allowed_accepted(n, rate, confidence) < 0:
+        rate += step
+        step *= 2
+    return rate
 
 
 def negatives_needed(fpr: float, *, confidence: float = DEFAULT_CONFIDENCE) -> int:

@@ -88,12 +88,22 @@ def start_stack(port: int) -> subprocess.Popen[bytes]:
             stdout=stream, stderr=stream, start_new_session=True,
         )  # fmt: skip
     started = time.monotonic()
-    while "ready: " not in log.read_text():
-        if stack.poll() is not None:
-            sys.exit(f"the stack did not start:\n{log.read_text()[-3000:]}")
-        time.sleep(0.2)
+    try:
+        while "ready: " not in log.read_text():
+            if stack.poll() is not None:
+                sys.exit(f"the stack did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        stop(stack)
+        raise
     say(f"   ready after {time.monotonic() - started:.0f} s (log: {log})")
     return stack
+
+
+def stop(stack: subprocess.Popen[bytes]) -> None:
+    """Stop what ``start_stack`` started."""
+    stack.send_signal(signal.SIGTERM)
+    stack.wait()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -128,8 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         tell_story(url)
     finally:
         if not arguments.keep:
-            stack.send_signal(signal.SIGTERM)
-            stack.wait()
+            stop(stack)
     if arguments.keep:
         say(f"\nThe stack goes on: {url} (page), {url}/docs (API). Stop it with: kill {stack.pid}")
     else:

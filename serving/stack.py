@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +28,23 @@ logger = logging.getLogger(__name__)
 
 _READY_SECONDS = 60.0
 _DRAIN_SECONDS = 35.0
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Another program on the port would answer in the gateway's place.
+
+    Raises:
+        TorchServeFailed: the port is taken.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise TorchServeFailed(
+                f"cannot listen on {host}:{port} ({error.strerror}); stop what runs there (a stack that KEEP=1 left?) "
+                "or choose another port: PORT="
+            ) from error
 
 
 class Gateway:
@@ -97,15 +116,16 @@ class Gateway:
         await self.process.wait()
 
     async def stop(self) -> None:
-        """Let it finish what it has, then end it."""
-        if self.process is None or self.process.returncode is not None:
+        """Let it finish what it has, then end it and its workers, also where it is dead and they are not."""
+        if self.process is None:
             return
-        self.process.terminate()
-        try:
-            await asyncio.wait_for(self.process.wait(), _DRAIN_SECONDS)
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
+        if self.process.returncode is None:
+            self.process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.process.wait(), _DRAIN_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # usually nobody is left
+        await self.process.wait()
 
 
 async def run_stack(settings: ServingSettings, gateway: Gateway) -> int:
@@ -115,6 +135,7 @@ async def run_stack(settings: ServingSettings, gateway: Gateway) -> int:
     tasks: list[asyncio.Task[None]] = []
 
     async def live() -> None:
+        require_free_port(gateway.host, gateway.port)
         logger.info("starting TorchServe with %s ...", settings.archive)
         answer = await supervisor.start()
         logger.info("TorchServe answers (path %s); starting the gateway ...", answer["path"])

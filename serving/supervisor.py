@@ -14,13 +14,22 @@ import aiohttp
 from PIL import Image
 
 from serving.configuration import ServingSettings
-from serving.torchserve import ManagementClient, TorchServe, TorchServeFailed
+from serving.torchserve import ManagementClient, NoPlaceInQueue, TorchServe, TorchServeFailed
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _WATCH_SECONDS = 5.0
 _FAILURES_BEFORE_HEALING = 3
+
+
+# A call over a socket of TorchServe's can fail in these ways.
+_CALL_FAILURES = (aiohttp.ClientError, OSError, TimeoutError, TorchServeFailed, ValueError)
+
+
+def _workers_ready(described: dict[str, Any]) -> bool:
+    workers = described["workers"]
+    return bool(workers) and all(worker["status"] == "READY" for worker in workers)
 
 
 def canary_image() -> bytes:
@@ -66,17 +75,19 @@ class Supervisor:
                 )
             try:
                 described = await self.client.describe()
-            except (aiohttp.ClientError, OSError, TimeoutError, TorchServeFailed):
+            except _CALL_FAILURES:
                 await asyncio.sleep(_POLL_SECONDS)
                 continue
-            if (
-                all(worker["status"] == "READY" for worker in described["workers"])
-                and described["workers"]
-            ):
+            if _workers_ready(described):
                 break
             await asyncio.sleep(_POLL_SECONDS)
         self._check_settings(described)
-        answer = await self.client.predict(self.canary, self.settings.response_timeout_s)
+        try:
+            answer = await self.client.predict(self.canary, self.settings.response_timeout_s)
+        except _CALL_FAILURES as error:
+            raise TorchServeFailed(
+                f"the first prediction failed ({error!r}); the worker's messages stand above"
+            ) from error
         self._write_status("ready", path=answer.get("path"))
         return answer
 
@@ -108,18 +119,22 @@ class Supervisor:
             try:
                 await self.client.predict(self.canary, self.settings.response_timeout_s)
                 failures = 0
-            except (
-                aiohttp.ClientError,
-                OSError,
-                TimeoutError,
-                TorchServeFailed,
-                ValueError,
-            ) as error:
+            except _CALL_FAILURES as error:
+                if isinstance(error, NoPlaceInQueue) and await self._busy():
+                    failures = 0
+                    continue
                 failures += 1
-                logger.warning("canary prediction %d failed: %s", failures, error)
+                logger.warning("canary prediction %d failed: %r", failures, error)
             if failures >= _FAILURES_BEFORE_HEALING:
                 await self._heal()
                 failures = 0
+
+    async def _busy(self) -> bool:
+        """Whether a full queue is only a load: all workers are well, and TorchServe itself replaces one that hangs."""
+        try:
+            return _workers_ready(await self.client.describe())
+        except _CALL_FAILURES:
+            return False
 
     async def _heal(self) -> None:
         """Restart all workers: TorchServe itself gives a dead model up for ever."""
@@ -129,8 +144,10 @@ class Supervisor:
             await self.client.scale(0)
             await self.client.scale(self.settings.workers)
             await self.client.predict(self.canary, self.settings.response_timeout_s)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise TorchServeFailed(f"the workers could not be healed: {error}") from error
+        except NoPlaceInQueue:  # what had queued up is worked on; the watch goes on
+            logger.warning("the workers are back and the queue is full")
+        except _CALL_FAILURES as error:
+            raise TorchServeFailed(f"the workers could not be healed: {error!r}") from error
         self.healed += 1
         self._write_status("ready")
 
@@ -140,7 +157,7 @@ class Supervisor:
         self._write_status("stopped")
 
     def _write_status(self, state: str, **facts: Any) -> None:
-        """For people; nothing reads it."""
+        """For people, and for the container's health check."""
         file = self.settings.run_dir / "status.json"
         partial = file.with_suffix(".partial")
         content = {

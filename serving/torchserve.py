@@ -28,6 +28,10 @@ class TorchServeFailed(RuntimeError):
     """TorchServe did not start, died or cannot be healed."""
 
 
+class NoPlaceInQueue(TorchServeFailed):
+    """The queue is full, or the model has no worker."""
+
+
 def die_with_parent() -> None:
     """In a child before exec: be told to stop when the parent dies, even by kill -9 (Linux)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -94,8 +98,13 @@ class TorchServe:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         # The archive stays as it is; TorchServe loads an unpacked copy that also holds this start's settings.
         model = configuration / "models" / settings.model
-        with zipfile.ZipFile(settings.archive) as archive:
-            archive.extractall(model)
+        try:
+            with zipfile.ZipFile(settings.archive) as archive:
+                archive.extractall(model)
+        except zipfile.BadZipFile as error:
+            raise TorchServeFailed(
+                f"{settings.archive} is damaged ({error}); make it again with make archive"
+            ) from error
         (model / "model-config.yaml").write_text(model_config(settings))
         manifest = model / "MAR-INF" / "MANIFEST.json"
         content = json.loads(manifest.read_text())
@@ -179,6 +188,9 @@ class ManagementClient:
             data=image,
             headers={"content-type": "application/octet-stream"},
         )
+        # TorchServe says this of a full queue, and of a model without workers; the caller can tell.
+        if isinstance(body, dict) and body.get("type") == "ServiceUnavailableException":
+            raise NoPlaceInQueue(f"TorchServe has no place for the canary prediction: {body}")
         if status != 200 or not isinstance(body, dict):
             raise TorchServeFailed(f"the canary prediction failed (status {status}): {body}")
         return body

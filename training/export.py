@@ -195,7 +195,8 @@ def main(argv: list[str] | None = None) -> int:
     except NotCertifiable as error:
         # Rounded up, so that the rate named here is attainable.
         suggestion = math.ceil(error.smallest_attainable_fpr * 1e4) / 1e4
-        logger.error("error: %s. Choose --fpr %g (FPR=%g) or larger", error, suggestion, suggestion)
+        advice = f". Choose --fpr {suggestion:g} (FPR={suggestion:g}) or larger" * (suggestion < 1)
+        logger.error("error: %s%s", error, advice)
         return 1
     except (FileNotFoundError, MissingClasses, UnreadableImage, ValueError) as error:
         logger.error("error: %s", error)

@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query
 
 from api.deps import RequestId, ServiceDep, requires
+from api.origin import own_origin
 from api.problems import Problem
 from api.schemas import (
     CalibrateAnswer,
@@ -33,7 +34,7 @@ Source = Annotated[Literal["factory"], Query(description="calibration negatives"
 Reason = Annotated[str, Query(max_length=500, description="kept in the history")]
 
 
-@router.post("/calibrate", dependencies=[may_calibrate])
+@router.post("/calibrate", dependencies=[may_calibrate, Depends(own_origin)])
 async def set_operating_point(
     service: ServiceDep,
     request_id: RequestId,
@@ -118,7 +119,9 @@ async def list_calibrations(
     )
 
 
-@router.post("/calibrations/{calibration_id}/activate", dependencies=[may_calibrate])
+@router.post(
+    "/calibrations/{calibration_id}/activate", dependencies=[may_calibrate, Depends(own_origin)]
+)
 async def activate_calibration(
     calibration_id: int, service: ServiceDep, request_id: RequestId, reason: Reason = "rollback"
 ) -> CalibrateAnswer:

@@ -223,6 +223,30 @@ def test_killed_worker_heals_and_no_answer_is_wrong(stack: Stack) -> None:
     assert reply.json()["score"] == pytest.approx(before["score"], abs=SCORE_TOLERANCE["float32"])
 
 
+def test_model_without_workers_is_healed(stack: Stack, store: Path) -> None:
+    """What TorchServe itself leaves for ever: it accepts requests and nobody works on them."""
+    settings = ServingSettings(model="tiny", model_store=store, run_dir=stack.run_dir)
+    asyncio.run(ManagementClient(settings).scale(0))
+    stack.wait_for_text("restarting the workers")
+    deadline = time.monotonic() + 120
+    while stack.client.post("/predict", content=image_bytes(), headers=PNG).status_code != 200:
+        assert time.monotonic() < deadline, stack.log.read_text()
+        time.sleep(0.5)
+
+
+def test_second_stack_on_the_same_port_is_refused(stack: Stack, store: Path) -> None:
+    command = [
+        sys.executable, "-m", "serving.stack", "--model", "tiny", "--model-store", str(store), "--device", "cpu",
+        "--run-dir", str(stack.run_dir / "second"), "--port", str(stack.port),
+    ]  # fmt: skip
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{stack.port}" in ended.stderr
+    assert stack.client.get("/readyz").status_code == 200
+
+
 def test_page_in_a_real_browser(stack: Stack, tmp_path: Path) -> None:
     import shutil
 

@@ -78,7 +78,7 @@ async def test_unattainable_target_names_the_smallest(gateway: httpx.AsyncClient
     assert (reply.status_code, body["type"]) == (422, "/problems/not-certifiable")
     smallest = body["smallest_attainable_fpr"]
     assert "the smallest attainable rate is" in body["detail"]
-    assert (await gateway.post(f"/calibrate?fpr={smallest * 1.0001}")).status_code == 200
+    assert (await gateway.post(f"/calibrate?fpr={smallest!r}")).status_code == 200
     assert (await gateway.post(f"/calibrate?fpr={smallest * 0.99}")).status_code == 422
 
 
@@ -252,3 +252,27 @@ async def test_coalesced_read_is_never_older_than_its_question() -> None:
         assert set(await asyncio.gather(*late)) == {number}
         await asyncio.gather(*early)
     assert reads <= 15
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-site": "cross-site", "origin": "https://evil.example"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "http://gateway"}, 200),
+        ({"sec-fetch-site": "same-origin", "origin": "http://gateway"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({}, 200),
+    ],
+)
+async def test_page_of_another_site_cannot_set_tau(
+    gateway: httpx.AsyncClient, headers: dict[str, str], status: int
+) -> None:
+    before = (await gateway.get("/calibrations")).json()["calibrations"]
+    reply = await gateway.post("/calibrate?fpr=0.1", headers={"host": "gateway", **headers})
+    assert reply.status_code == status
+    after = (await gateway.get("/calibrations")).json()["calibrations"]
+    assert len(after) - len(before) == (status == 200)
+    if status == 403:
+        assert reply.json()["type"] == "/problems/foreign-origin"

@@ -72,9 +72,17 @@ def test_fewest_negatives_and_one_less_is_refused(
     assert choose_threshold(np.arange(needed - 1.0), fpr=named, confidence=confidence).k == 0
 
 
-def test_smallest_attainable_rate_is_attainable() -> None:
-    smallest = smallest_attainable_fpr(100)
-    assert choose_threshold(np.arange(100.0), fpr=smallest * (1 + 1e-9)).k == 0
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])
+def test_smallest_attainable_rate_is_attainable_as_named(confidence: float) -> None:
+    for n in (1, 2, 3, 10, 100, 997, 4096, 100_000):
+        smallest = smallest_attainable_fpr(n, confidence=confidence)
+        assert smallest == pytest.approx(1 - (1 - confidence) ** (1 / n), rel=1e-9)
+        threshold = choose_threshold(
+            np.arange(float(n)), fpr=smallest, confidence=confidence, dtype=np.float64
+        )
+        assert threshold.k == 0
+        with pytest.raises(NotCertifiable):
+            choose_threshold(np.arange(float(n)), fpr=smallest * (1 - 1e-9), confidence=confidence)
     assert smallest_attainable_fpr(0) == 1.0
 
 

@@ -1,0 +1,86 @@
+"""When the supervisor heals, and when it must not. The model server is a fake; the real one is healed in the e2e tests."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from serving.configuration import ServingSettings
+from serving.supervisor import Supervisor
+from serving.torchserve import NoPlaceInQueue, TorchServeFailed
+
+READY = {"workers": [{"status": "READY"}]}
+
+
+class FakeServer:
+    alive = True
+
+
+class FakeClient:
+    """Answers each canary with the next of ``answers``; the last one repeats."""
+
+    def __init__(self, answers: list[Any], described: Any = READY) -> None:
+        self.answers, self.described = answers, described
+        self.asked = 0
+        self.scaled: list[int] = []
+
+    async def predict(self, image: bytes, timeout_s: float) -> dict[str, Any]:
+        answer = self.answers[min(self.asked, len(self.answers) - 1)]
+        self.asked += 1
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def describe(self) -> dict[str, Any]:
+        if isinstance(self.described, Exception):
+            raise self.described
+        return self.described
+
+    async def scale(self, workers: int) -> None:
+        self.scaled.append(workers)
+
+
+async def watched(client: FakeClient, run_dir: Path, canaries: int) -> Supervisor:
+    """A supervisor that has watched until ``canaries`` were asked."""
+    (run_dir / "tiny.mar").touch()
+    settings = ServingSettings(model="tiny", model_store=run_dir, run_dir=run_dir)
+    supervisor = Supervisor(settings, watch_seconds=0)
+    supervisor.client, supervisor.server = client, FakeServer()  # type: ignore[assignment]
+    watching = asyncio.create_task(supervisor.watch())
+    while client.asked < canaries and not watching.done():
+        await asyncio.sleep(0)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    if watching.done() and not watching.cancelled() and watching.exception():
+        raise watching.exception()  # type: ignore[misc]
+    return supervisor
+
+
+async def test_full_queue_of_healthy_workers_is_left_alone(tmp_path: Path) -> None:
+    client = FakeClient([NoPlaceInQueue("full")])
+    assert (await watched(client, tmp_path, 20)).healed == 0
+    assert client.scaled == []
+
+
+@pytest.mark.parametrize("described", [{"workers": []}, {"workers": [{"status": "UNLOADING"}]}])
+async def test_no_place_for_want_of_workers_is_healed(tmp_path: Path, described: Any) -> None:
+    client = FakeClient([*[NoPlaceInQueue("no worker")] * 3, {}], described)
+    assert (await watched(client, tmp_path, 5)).healed == 1
+    assert client.scaled == [0, 1]
+
+
+async def test_three_failures_in_a_row_heal_and_two_do_not(tmp_path: Path) -> None:
+    failure = aiohttp.ClientConnectionError("refused")
+    seldom = FakeClient([failure, failure, {}, failure, failure, {}])
+    assert (await watched(seldom, tmp_path, 12)).healed == 0
+    assert (await watched(FakeClient([failure] * 3 + [{}]), tmp_path, 5)).healed == 1
+
+
+async def test_healing_that_does_not_help_ends_the_watch(tmp_path: Path) -> None:
+    client = FakeClient([TimeoutError()])
+    with pytest.raises(TorchServeFailed, match="could not be healed"):
+        await watched(client, tmp_path, 100)
