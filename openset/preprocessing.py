@@ -71,21 +71,36 @@ def inspect(data: bytes) -> tuple[int, int, str]:
     return image.size[0], image.size[1], "JPEG" if image.format == "MPO" else str(image.format)
 
 
+_STRIP_PIXELS = 1_000_000
+
+
 def _on_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    background = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(background, rgba).convert("RGB")
+    """RGB; strip by strip, since three RGBA copies of a large image would be four times its decoded size."""
+    result = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        background = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        result.paste(Image.alpha_composite(background, strip).convert("RGB"), (0, top))
+    return result
+
+
+def _upper_byte(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8-bit grey, its transparent value white. Pillow's own conversion clips at 255 instead."""
+    array = np.asarray(image)
+    grey = (array.astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[array == transparent] = 255
+    return Image.fromarray(grey)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Transparency on white, every stored mode to "L" or "RGB"."""
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+        image = _upper_byte(image)
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = _on_white(image)
-    elif image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        # 16-bit grey: the upper byte. Pillow's own conversion clips at 255 instead.
-        image = Image.fromarray(
-            (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        )
     return image if image.mode == mode else image.convert(mode)
 
 

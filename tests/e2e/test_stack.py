@@ -137,21 +137,33 @@ def test_known_gets_its_label_and_the_rest_is_unknown(stack: Stack, artifact: Pa
     assert [answer["label"] for answer in answers] == expected
 
 
+def clients_of_every_gateway_process(stack: Stack, processes: int) -> list[httpx.Client]:
+    """Clients with an open connection each, until every process of the gateway holds one of them."""
+    clients: list[httpx.Client] = []
+    for _ in range(100):
+        client = httpx.Client(base_url=f"http://127.0.0.1:{stack.port}", timeout=60)
+        client.get("/livez").raise_for_status()
+        clients.append(client)
+        holders = {
+            child.pid
+            for child in stack.children()
+            for connection in child.net_connections("tcp")
+            if connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == stack.port
+        }
+        if len(holders) == processes:
+            return clients
+    raise AssertionError(f"connections landed on processes {holders} only")
+
+
 def test_calibrate_is_seen_by_every_gateway_process_at_once(stack: Stack) -> None:
+    both = clients_of_every_gateway_process(stack, 2)
     for fpr in (0.1, 0.02, 0.05, 0.01):
         body = stack.client.post(f"/calibrate?fpr={fpr}").json()
         tau = body["operating_point"]["tau"]
-        # New connections land on either process.
-        seen = {
-            httpx.post(
-                f"http://127.0.0.1:{stack.port}/predict",
-                content=image_bytes(),
-                headers=PNG,
-                timeout=60,
-            ).json()["tau"]
-            for _ in range(12)
-        }
+        seen = {predict(client, image_bytes())["tau"] for client in both}
         assert seen == {tau}
+    for client in both:
+        client.close()
 
 
 def test_concurrent_requests_with_bad_images_among_them(stack: Stack) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+import openset.preprocessing
 from openset.preprocessing import Preprocessing, UnreadableImage, inspect
 from tests.factories import grey_image, image_bytes
 
@@ -63,19 +65,45 @@ def test_transparency_lies_on_white() -> None:
     assert COLOR.decode(encoded(palette, transparency=0)).getpixel((5, 5)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
-def test_every_stored_mode_decodes_to_both_model_modes(mode: str) -> None:
-    image = Image.new(mode, (40, 30), 0 if mode in ("1", "L", "P", "I;16") else None)
+@pytest.mark.parametrize(
+    ("mode", "fill", "grey"),
+    [
+        ("1", 1, 255),
+        ("L", 100, 100),
+        ("LA", (100, 255), 100),
+        ("P", 100, 100),
+        ("RGB", (100, 100, 100), 100),
+        ("RGBA", (100, 100, 100, 255), 100),
+        ("RGBA", (100, 100, 100, 0), 255),
+        ("CMYK", (0, 0, 0, 155), 100),
+        ("I;16", 100 << 8, 100),
+    ],
+)
+def test_every_stored_mode_keeps_its_brightness(mode: str, fill: Any, grey: int) -> None:
+    image = Image.new("L" if mode == "P" else mode, (40, 30), fill).convert(mode)
     data = encoded(image, "JPEG" if mode == "CMYK" else "PNG")
     for preprocessing, channels in ((GREY, 1), (COLOR, 3)):
         tensor = preprocessing.transform(preprocessing.decode(data))
         assert tensor.dtype == torch.uint8
         assert tensor.shape[0] == channels
+        assert (tensor.int() - grey).abs().max() <= (3 if mode == "CMYK" else 0)
 
 
-def test_sixteen_bit_grey_keeps_its_upper_byte() -> None:
-    image = Image.fromarray(np.full((30, 30), 0x8000, np.uint16))
-    assert GREY.decode(encoded(image)).getpixel((0, 0)) == 0x80
+def test_sixteen_bit_grey_keeps_its_upper_byte_with_and_without_a_transparent_value() -> None:
+    image = Image.fromarray(np.full((30, 30), 0x1000, np.uint16))
+    assert GREY.decode(encoded(image)).getpixel((0, 0)) == 0x10
+    assert GREY.decode(encoded(image, transparency=0x1001)).getpixel((0, 0)) == 0x10
+    assert GREY.decode(encoded(image, transparency=0x1000)).getpixel((0, 0)) == 0xFF
+
+
+def test_strips_of_a_large_transparent_image_join_seamlessly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 17, 4), dtype=np.uint8)
+    data = encoded(Image.fromarray(pixels, "RGBA"))
+    whole = np.asarray(COLOR.decode(data))
+    monkeypatch.setattr(openset.preprocessing, "_STRIP_PIXELS", 50)
+    np.testing.assert_array_equal(np.asarray(COLOR.decode(data)), whole)
 
 
 def _png_claiming(width: int, height: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -192,13 +193,24 @@ def test_folder_that_is_no_run_says_what_was_expected(tmp_path: Path) -> None:
 
 
 def test_strict_rule_allows_one_false_positive_fewer() -> None:
-    scored = synthetic()
-    reports = [
+    """Twenty unknowns with scores 1..20 and a known above each: at 10 % two may pass, or one."""
+    unknown = np.arange(20) + 1.0
+    scores = np.concatenate([unknown + 0.5, unknown]).astype(np.float32)
+    labels = np.array([0] * 20 + [UNKNOWN] * 20)
+    scored = dataclasses.replace(
+        synthetic(40),
+        labels=labels,
+        groups=labels.astype(str),
+        predictions=np.zeros(40, np.int64),
+        scores={"softmax": scores, "logit": scores},
+    )
+    inclusive, strict = (
         build_report(scored, config={}, notes=[], counts={}, factory=None, rule=rule, repeats=2)
         for rule in ("inclusive", "strict")
-    ]
-    inclusive, strict = (
-        report["scores"]["softmax"]["unknown"]["ccr_at_fpr"]["1"]["value"] for report in reports
     )
-    assert strict <= inclusive
-    assert reports[1]["rule"] == "strict"
+    values = [
+        report["scores"]["softmax"]["unknown"]["ccr_at_fpr"]["0.1"]["value"]
+        for report in (inclusive, strict)
+    ]
+    assert values == [0.1, 0.05]
+    assert strict["rule"] == "strict"
