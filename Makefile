@@ -19,7 +19,7 @@ PRECISION ?=
 flag = $(if $($(1)),$(2) $(if $(3),$(3),$($(1))))
 need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
 
-.PHONY: help install lock demo train evaluate export calibrate archive serve compare-losses up up-gpu down test lint types figures clean
+.PHONY: help install lock demo train evaluate export calibrate archive serve compare-losses up up-gpu down test lint types clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)

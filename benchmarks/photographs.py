@@ -23,7 +23,7 @@ HEADERS = {"content-type": "application/octet-stream"}
 def judge(
     client: httpx.Client, files: list[Path], class_ids: list[str], fpr: float
 ) -> dict[str, Any]:
-    """One row: counts over all photographs at one target FPR, and the dogs' answers one by one."""
+    """One row: counts over all photographs at one target FPR, and the answers to the known ones one by one."""
     row: dict[str, Any] = {
         "fpr": fpr, "known": 0, "accepted_right": 0, "accepted_wrong": 0, "foreign": 0, "foreign_unknown": 0, "answers": [],
     }  # fmt: skip

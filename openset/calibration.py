@@ -16,6 +16,7 @@ import io
 import json
 import math
 import os
+import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -333,6 +334,6 @@ def load_score_sets(file: Path | str | bytes) -> dict[str, ScoreSet]:
                 )
                 for number, entry in enumerate(index)
             ]
-    except (KeyError, OSError, json.JSONDecodeError) as error:
+    except (LookupError, OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"not a file of calibration scores: {error}") from error
     return {score_set.path: score_set for score_set in sets}

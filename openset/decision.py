@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 
@@ -12,12 +11,3 @@ def accept(scores: Any, tau: Any) -> Any:
     A NaN score is never accepted, whatever tau is.
     """
     return scores >= tau
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One answer: ``predicted_class`` is None when the sample was rejected."""
-
-    is_known: bool
-    predicted_class: int | None
-    score: float

@@ -21,8 +21,3 @@ def is_known(labels: Any) -> Any:
 def is_negative(labels: Any) -> Any:
     """Elementwise: is the sample a negative (foreign, seen in training)? (N,)."""
     return labels == NEGATIVE
-
-
-def is_unknown(labels: Any) -> Any:
-    """Elementwise: is the sample an unknown (foreign, test only)? (N,)."""
-    return labels == UNKNOWN

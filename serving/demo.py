@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
             "The demo takes 3 to 6 minutes on two CPU cores; all it makes lies in runs/, model_store/ and .run/."
         )
     step(
-        f"training: digits known, letters negative, {EPOCHS} epochs", "training.train", "--protocol", "glyphs", "--loss",
+        f"training: digits known, letters negative, {EPOCHS} epoch", "training.train", "--protocol", "glyphs", "--loss",
         "cos_eos", "--epochs", str(EPOCHS), "--precision", "auto", "--device", "cpu", "--name", RUN.name,
         *([] if sys.stderr.isatty() else ["--quiet"]),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from openset.artifact import load_artifact, save_artifact, write_card
+from openset.artifact import load_artifact, save_artifact
 from openset.calibration import ScoreSet, operating_point
 from openset.heads import build_head
 from openset.labels import NEGATIVE
@@ -126,5 +126,4 @@ __all__ = [
     "image_bytes",
     "tiny_artifact",
     "tiny_card",
-    "write_card",
 ]

@@ -84,7 +84,7 @@ def write_report(run: Run) -> dict[str, Any]:
         notes=[*context["notes"], *doubts],
         counts=context["counts"],
         factory=factory,
-        rule=context.get("rule", "inclusive"),  # stored since the rule can be chosen
+        rule=context["rule"],
     )
     write_atomically(run.folder / REPORT, json.dumps(report, indent=2) + "\n")
     figures.draw_all(scored, run.config, run.folder / "figures")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
@@ -191,3 +192,17 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(ValueError, match="calibration scores"):
         load_score_sets(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a zip", b"no zip at all"])
+def test_damaged_score_file_is_a_value_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match="not a file of calibration scores"):
+        load_score_sets(content)
+
+
+def test_score_file_runs_no_code() -> None:
+    """An object array would be a pickle, which runs what it likes when it is read."""
+    stream = io.BytesIO()
+    np.savez(stream, index=np.array([{"path": "x"}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="pickled|allow_pickle"):
+        load_score_sets(stream.getvalue())
