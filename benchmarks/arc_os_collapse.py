@@ -101,7 +101,7 @@ def train_arm(
                     "negative_magnitude": float(lengths[~known].mean()),
                 }
             )
-            if not math.isfinite(float(value)):
+            if not math.isfinite(value.item()):
                 break
     return rows
 

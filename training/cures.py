@@ -31,6 +31,7 @@ from training.train import train
 logger = logging.getLogger(__name__)
 
 FPR_TARGETS = (1e-3, 1e-2, 1e-1)
+_TABLE_WIDTH = 120
 
 
 def open_set_figures(scored: Scored) -> dict[str, Any]:
@@ -122,7 +123,14 @@ def print_table(rows: list[dict[str, Any]], title: str, score: str = "softmax") 
             *("-" if v is None else f"{v:.4f}" for v in cells),
             *("-" if v is None else f"{v:.2f}" for v in lengths),
         )
-    Console().print(table)
+    print_wide(table)
+
+
+def print_wide(table: Table) -> None:
+    """Print a table of many columns; a narrow terminal wraps its lines, but no cell is cut."""
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
+    console.print(table)
 
 
 def build_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
@@ -158,14 +166,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     parser = build_parser("python -m training.cures", __doc__)
     parser.add_argument("--cure", required=True, choices=sorted(CURES))
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="some of its arms; default: all")
     parser.add_argument("--runs", type=Path, default=RUNS / "cures")
     parser.add_argument("--score", choices=ALL_SCORES, default="softmax", help="of the table")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
+    arms = CURES[arguments.cure]
     try:
+        if unknown := set(arguments.arms or []) - {arm.name for arm in arms}:
+            raise ValueError(
+                f"{arguments.cure} has no arm {'; '.join(sorted(unknown))}; it has: {'; '.join(a.name for a in arms)}"
+            )
         rows = compare_arms(
-            CURES[arguments.cure],
+            [arm for arm in arms if arguments.arms is None or arm.name in arguments.arms],
             protocol=arguments.protocol,
             epochs=arguments.epochs,
             seeds=arguments.seeds,

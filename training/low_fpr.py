@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from openset import metrics
 from openset.decision import accept
 from openset.labels import GROUP_NAMES, NEGATIVE, UNKNOWN, is_known
+from training.cures import print_wide
 from training.evaluate import SCORES_FILE
 from training.report import own_or_nearest_angle
 from training.runs import write_atomically
@@ -191,7 +191,7 @@ def print_tables(rows: list[dict[str, Any]], title: str) -> None:
                 f"{causes['foreign']:+.4f}", f"{causes['known']:+.4f}",
             ]  # fmt: skip
         table.add_row(row["run"], ccr, *cells)
-    Console().print(table)
+    print_wide(table)
     table = Table(
         title="angle in degrees to the own (knowns) or nearest center: median [5 %, 95 %]"
     )
@@ -201,7 +201,7 @@ def print_tables(rows: list[dict[str, Any]], title: str) -> None:
     for row in rows:
         groups = row["outcomes"]["groups"] if row["outcomes"] else {}
         table.add_row(row["run"], *(_cell(groups.get(name)) for name in names))
-    Console().print(table)
+    print_wide(table)
 
 
 def _cell(group: dict[str, Any] | None) -> str:

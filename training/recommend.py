@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.arms import CANDIDATES, Arm
-from training.cures import build_parser, data_options, open_set_figures
+from training.cures import build_parser, data_options, open_set_figures, print_wide
 from training.data import ImageFiles, MissingClasses, ProtocolData, Split, split_validation
 from training.engine import TrainingDiverged
 from training.runs import RUNS, make_config, write_atomically
@@ -36,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 # A candidate's figure is the mean CCR at these false-positive rates.
 CRITERION = (1e-2, 1e-1)
+_SUBSET_SEED = 20234
 
 
 def hide_negatives(data: ProtocolData) -> tuple[ProtocolData, Split]:
@@ -66,6 +66,18 @@ def hide_negatives(data: ProtocolData) -> tuple[ProtocolData, Split]:
     return replace(data, **shown), _joined(knowns, foreign)
 
 
+def at_most(split: Split, per_class: int | None) -> Split:
+    """A fixed random choice of at most ``per_class`` samples of every class; all of them for None."""
+    if per_class is None:
+        return split
+    random = np.random.default_rng(_SUBSET_SEED)
+    chosen = [
+        random.permutation(np.flatnonzero(split.groups == group))[:per_class]
+        for group in np.unique(split.groups)
+    ]
+    return split.subset(np.sort(np.concatenate(chosen)))
+
+
 def _joined(knowns: Split, foreign: Split) -> Split:
     images: torch.Tensor | ImageFiles
     if isinstance(knowns.images, ImageFiles):
@@ -92,8 +104,12 @@ def judge(
     options: dict[str, Any],
     runs: Path,
     device: str = "auto",
+    per_class: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Train every candidate without the hidden classes and judge it; one row each."""
+    """Train every candidate without the hidden classes and judge it; one row each.
+
+    ``per_class`` training images of every class stand for all of them, where there is no time for more.
+    """
     rows = []
     for seed in seeds:
         for arm in arms:
@@ -101,7 +117,12 @@ def judge(
                 protocol, arm.loss, preset=arm.preset, seed=seed, epochs=epochs, data=data, device=device,
                 options={**options, **arm.options},
             )  # fmt: skip
-            shown, judges = hide_negatives(config.load_data(("train", "validation")))
+            hidden = "-hidden" if per_class is None else f"-hidden-n{per_class}"
+            config = replace(config, name=config.name + hidden)
+            data_of_all = config.load_data(("train", "validation"))
+            shown, judges = hide_negatives(
+                replace(data_of_all, train=at_most(data_of_all.train, per_class))
+            )
             row: dict[str, Any] = {
                 "arm": arm.name, "loss": arm.loss, "options": arm.options, "preset": arm.preset, "seed": seed,
                 "epochs": config.epochs, "run": config.name,
@@ -182,13 +203,16 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
             else [f"{figure_of_merit(row['ccr_at_fpr'][score]):.4f}" for score in ALL_SCORES]
         )
         table.add_row(row["arm"], str(row["seed"]), *cells)
-    Console().print(table)
+    print_wide(table)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     parser = build_parser("python -m training.recommend", __doc__)
     parser.add_argument("--runs", type=Path, default=RUNS / "recommend")
+    parser.add_argument(
+        "--per-class", type=int, help="training images of each class; default: all of them"
+    )
     names = [arm.name for arm in CANDIDATES]
     parser.add_argument(
         "--candidates",
@@ -211,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
             options=data_options(arguments),
             runs=arguments.runs,
             device=arguments.device,
+            per_class=arguments.per_class,
         )
         chosen = choose(rows)
     except (ValueError, OSError, MissingClasses) as error:
@@ -227,8 +252,8 @@ def main(argv: list[str] | None = None) -> int:
     target = arguments.json or arguments.runs / f"{arguments.protocol}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "protocol": arguments.protocol, **data_options(arguments), "criterion": list(CRITERION), "chosen": chosen,
-        "rows": rows,
+        "protocol": arguments.protocol, **data_options(arguments), "per_class": arguments.per_class,
+        "criterion": list(CRITERION), "chosen": chosen, "rows": rows,
     }  # fmt: skip
     write_atomically(target, json.dumps(content, indent=2) + "\n")
     logger.info("recommended: %s; written: %s", chosen, target)

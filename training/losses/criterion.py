@@ -159,7 +159,7 @@ def allowed_options(spec: LossSpec, scale: float | str) -> set[str]:
         allowed.add("cce_mean")
     if spec.normalization != "none":
         allowed |= {"head", "center_norm"}
-    if spec.normalization == "soft":
+    if spec.normalization == "soft" and not spec.background:
         allowed.add("unit_centers")
     return allowed
 

@@ -62,6 +62,13 @@ def test_images_of_the_judges_belong_to_their_labels(glyphs: ProtocolData) -> No
     assert (judges.images[row] == glyphs.train.images[int(original)]).all()
 
 
+def test_subset_takes_the_same_images_of_every_class_each_time(glyphs: ProtocolData) -> None:
+    few = recommend.at_most(glyphs.train, 5)
+    assert set(few.counts().values()) == {50, 55, 0}
+    assert (few.sample_ids == recommend.at_most(glyphs.train, 5).sample_ids).all()
+    assert recommend.at_most(glyphs.train, None) is glyphs.train
+
+
 def test_single_negative_class_cannot_be_split(glyphs: ProtocolData) -> None:
     one = np.flatnonzero(is_known(glyphs.train.labels) | (glyphs.train.groups == "A"))
     few = ProtocolData(**{**vars(glyphs), "train": glyphs.train.subset(one)})
@@ -223,3 +230,6 @@ def test_diverged_arm_has_its_row_and_the_others_their_figures(
     assert rows[0]["ccr_at_fpr"]["softmax"]["unknown"]["0.1"] is None
     assert rows[0]["mean_magnitude"]["unknown"] == pytest.approx(2)
     assert "diverged" in capsys.readouterr().out
+    assert cures.main([*arguments, "--arms", "norm_os (no margin)"]) == 0
+    assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 1
+    assert cures.main([*arguments, "--arms", "norm_os"]) == 1

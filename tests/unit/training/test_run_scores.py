@@ -17,7 +17,6 @@ from tests.factories import DIGITS, character_data
 from training import evaluate as evaluate_module
 from training import export as export_module
 from training import score_fitting
-from training.calibrate import calibrate
 from training.data import ProtocolData
 from training.engine import Trainer, prepare_folder
 from training.evaluate import evaluate
@@ -109,11 +108,6 @@ def test_export_offers_every_score_and_names_its_choice(exported: Run) -> None:
     assert card.factory["score_type"] == card.default_score
     (score_set,) = load_score_sets(exported.artifact / CALIBRATION).values()
     assert set(score_set.scores) == set(ALL_SCORES)
-
-
-def test_another_path_gets_all_scores_with_the_same_state(exported: Run) -> None:
-    key = calibrate(exported, device="cpu", precision="bfloat16")
-    assert set(load_score_sets(exported.artifact / CALIBRATION)[key].scores) == set(ALL_SCORES)
 
 
 def test_evaluation_judges_the_artifacts_own_state(
