@@ -8,7 +8,7 @@ PY     := $(VENV)/bin/python
 
 PROTOCOL ?= glyphs
 LOSS     ?= cos_eos
-PRESET   ?= thesis
+PRESET   ?=
 SEED     ?= 42
 PORT     ?= 8000
 COMPOSE  ?= docker compose --project-name openset-serve
@@ -19,7 +19,7 @@ PRECISION ?=
 flag = $(if $($(1)),$(2) $(if $(3),$(3),$($(1))))
 need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
 
-.PHONY: help install lock demo train evaluate export calibrate archive serve compare-losses up up-gpu down test lint types clean
+.PHONY: help install lock demo train evaluate export calibrate archive serve compare-losses cures recommend up up-gpu down test lint types clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,18 +49,18 @@ demo: install ## train glyphs, serve it, show a known and an unknown image (KEEP
 # -- from data to model -----------------------------------------------------------------------------------------------
 
 train: install ## PROTOCOL= LOSS= [DATA= EPOCHS= SEED= PRESET= OPTIONS="k=v ..." IMAGE_SIZE= DIGITS= NAME= DEVICE=]
-	@$(PY) -m training.train --protocol $(PROTOCOL) --loss $(LOSS) --preset $(PRESET) --seed $(SEED) \
+	@$(PY) -m training.train --protocol $(PROTOCOL) --loss $(LOSS) --seed $(SEED) $(call flag,PRESET,--preset) \
 	  $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,IMAGE_SIZE,--image-size) $(call flag,DIGITS,--digits) \
 	  $(call flag,NAME,--name) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \
 	  $(foreach option,$(OPTIONS),--option $(option))
 
 evaluate: install ## RUN=runs/<name>: report.json, table, figures
 	$(call need,RUN,runs/glyphs-cos_eos)
-	@$(PY) -m training.evaluate --run $(RUN) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
+	@$(PY) -m training.evaluate --run $(RUN) $(call flag,SCORES,--scores) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
 
 export: install ## RUN=: artifact with weights, model card, calibration scores and a factory threshold
 	$(call need,RUN,runs/glyphs-cos_eos)
-	@$(PY) -m training.export --run $(RUN) $(call flag,FPR,--fpr) $(call flag,CONFIDENCE,--confidence) $(call flag,NAME,--name) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
+	@$(PY) -m training.export --run $(RUN) $(call flag,FPR,--fpr) $(call flag,CONFIDENCE,--confidence) $(call flag,NAME,--name) $(call flag,SCORES,--scores) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
 
 calibrate: install ## RUN= [DEVICE= PRECISION=]: scores of one more serving path
 	$(call need,RUN,runs/glyphs-cos_eos)
@@ -72,6 +72,13 @@ archive: install ## RUN= [NAME=]: model_store/<name>.mar
 
 compare-losses: install ## all twenty losses, one epoch each on glyphs, one table of CCR@FPR
 	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) $(call flag,SIZE,--size)
+
+cures: install ## CURE=arc_os|scale|feature_dim|background|preset|margin|magnitude_weight: variants side by side
+	$(call need,CURE,scale)
+	@$(PY) -m training.cures --cure $(CURE) --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
+
+recommend: install ## PROTOCOL= [DATA= EPOCHS= SEEDS=]: choose the recommended loss, preset and score without the test
+	@$(PY) -m training.recommend --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
 
 # -- serve ------------------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from openset.answers import BadOperatingPoint, Refusal, document, read_question
 from openset.artifact import load_artifact, weights_digest
 from openset.classifier import OpenSetClassifier
 from openset.preprocessing import UnreadableImage, inspect
+from openset.scores import class_probabilities
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class OpenSetHandler:
             scores[:, None],
             accepted[:, None].float(),
             logits,
-            logits.softmax(dim=1),
+            class_probabilities(prediction.output),
             cosines,
             degrees,
         ]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from openset.labels import UNKNOWN_LABEL
 from openset.model_card import ModelCard
-from openset.scores import SCORES, score_probability
+from openset.scores import score_probability
 
 DEFAULT_TOP_K = 5
 FACTORY = "factory"
@@ -39,7 +39,7 @@ class Question:
     """How one image is to be judged and answered.
 
     Attributes:
-        score_type: entry of ``openset.scores.SCORES``.
+        score_type: one of the model card's scores.
         tau: threshold, a float32 value.
         calibration: echoed, so that the sender sees what was applied.
         top_k: classes listed.
@@ -78,9 +78,9 @@ def read_question(header: Header, card: ModelCard) -> Question:
             raise BadOperatingPoint(f"x-openset-tau must be a number, got {tau_text!r}") from error
     if not math.isfinite(tau):
         raise BadOperatingPoint(f"x-openset-tau must be finite, got {tau}")
-    if score_type not in SCORES:
+    if score_type not in card.scores:
         raise BadOperatingPoint(
-            f"x-openset-score must be one of {sorted(SCORES)}, got {score_type!r}"
+            f"x-openset-score must be one of {sorted(card.scores)}, got {score_type!r}"
         )
     top_k = header("x-openset-top-k") or str(DEFAULT_TOP_K)
     if not top_k.isdecimal() or not int(top_k):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from openset.calibration import ScoreSet, save_score_sets
 from openset.classifier import OpenSetClassifier
+from openset.fitted_scores import FITTED_SCORES
 from openset.heads import Head, build_head
 from openset.model_card import ModelCard, path_digest
 from openset.networks import build_network
@@ -53,12 +54,19 @@ def write_card(folder: Path | str, card: ModelCard) -> None:
     os.replace(partial, file)
 
 
-def _tensors(network: nn.Module, head: Head) -> dict[str, Tensor]:
-    parts = {"network": network, "head": head}
+def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return {
         f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
-        for part, module in parts.items()
+        for part, module in modules.items()
         for name, tensor in module.state_dict().items()
+    }
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
     }
 
 
@@ -68,13 +76,19 @@ def save_artifact(
     network: nn.Module,
     head: Head,
     card: ModelCard,
+    fitted: Mapping[str, nn.Module] | None = None,
     score_sets: Iterable[ScoreSet] = (),
 ) -> None:
-    """Write an artifact; the folder is made if needed, files are replaced one by one, each atomically."""
+    """Write an artifact; the folder is made if needed, files are replaced one by one, each atomically.
+
+    The state of ``fitted`` scores lies with the weights, as ``score.<name>.<tensor>``.
+    """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     partial = target / (WEIGHTS + ".partial")
-    save_file(_tensors(network, head), partial)
+    modules = {"network": network, "head": head}
+    modules |= {f"score.{name}": module for name, module in (fitted or {}).items()}
+    save_file(_tensors(modules), partial)
     os.replace(partial, target / WEIGHTS)
     write_card(target, card)
     save_score_sets(target / CALIBRATION, score_sets)
@@ -101,25 +115,25 @@ def load_artifact(
         num_classes=card.num_classes,
         feature_dim=card.feature_dim,
         scale=card.scale,
+        background=card.background,
     )
     try:
         tensors = load_file(source / WEIGHTS)
         for part, module in (("network", network), ("head", head)):
-            prefix = part + "."
-            module.load_state_dict(
-                {
-                    name.removeprefix(prefix): value
-                    for name, value in tensors.items()
-                    if name.startswith(prefix)
-                }
-            )
-    except (SafetensorError, RuntimeError) as error:
+            module.load_state_dict(_below(f"{part}.", tensors))
+        fitted = {
+            name: FITTED_SCORES[name](**_below(f"score.{name}.", tensors))
+            for name in card.scores
+            if name in FITTED_SCORES
+        }
+    except (SafetensorError, RuntimeError, TypeError) as error:
         raise BrokenArtifact(f"{source / WEIGHTS} does not fit its model card: {error}") from error
     preprocessing = Preprocessing.from_dict(card.preprocessing)
     return OpenSetClassifier(
         network,
         head,
         card,
+        fitted=fitted,
         preprocessing=preprocessing,
         device=device,
         precision=precision,

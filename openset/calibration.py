@@ -227,7 +227,7 @@ class OperatingPoint:
     """A threshold with everything a user must know about it.
 
     Attributes:
-        score_type: entry of ``openset.scores.SCORES``.
+        score_type: one of the model card's scores.
         tau: accept iff score >= tau, in the unit of the score.
         fpr: target.
         confidence: of the bound.

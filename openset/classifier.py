@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from openset.decision import accept
+from openset.fitted_scores import choose_scores
 from openset.heads import Head, OpenSetOutput
 from openset.model_card import ModelCard, PathIdentity
 from openset.preprocessing import Preprocessing
-from openset.scores import SCORES
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -40,7 +40,8 @@ class OpenSetClassifier:
     Args:
         network: images -> features.
         head: features -> OpenSetOutput.
-        card: the model card.
+        card: the model card; it names the scores.
+        fitted: scores with a state among them, by name.
         preprocessing: uploads -> model input; from the card if None.
         device: "cpu" or "cuda" or "cuda:1".
         precision: of the backbone, "float32" or "bfloat16"; the head is always float32.
@@ -54,6 +55,7 @@ class OpenSetClassifier:
         head: Head,
         card: ModelCard,
         *,
+        fitted: Mapping[str, nn.Module] | None = None,
         preprocessing: Preprocessing | None = None,
         device: str | torch.device = "cpu",
         precision: str = "float32",
@@ -69,6 +71,8 @@ class OpenSetClassifier:
         self.path = PathIdentity(digest, self.device.type, precision, compiled)
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.head = head.to(self.device).eval()
+        self.fitted = {name: score.to(self.device).eval() for name, score in (fitted or {}).items()}
+        self.scores = choose_scores(card.scores, self.fitted)
         self._features = torch.compile(self.network) if compiled else self.network
 
     @torch.inference_mode()
@@ -79,7 +83,7 @@ class OpenSetClassifier:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self._features(batch)
         output = self.head(features)
-        scores = {name: score(output) for name, score in SCORES.items()}
+        scores = {name: score(output) for name, score in self.scores.items()}
         return Prediction(output, scores, output.logits.argmax(dim=1))
 
     def decide(

@@ -118,15 +118,28 @@ def ccr_at_fpr(curve: OscrCurve, *, max_fpr: float, rule: str = "inclusive") -> 
         max_fpr: target in (0, 1].
         rule: "inclusive" (FPR <= target) or "strict" (FPR < target, the published thesis' convention).
     """
+    reached = _reached(curve, max_fpr, rule)
+    return float(curve.ccr[reached - 1]) if reached else None
+
+
+def threshold_at_fpr(
+    curve: OscrCurve, *, max_fpr: float, rule: str = "inclusive"
+) -> np.floating[Any] | None:
+    """The threshold at which ``ccr_at_fpr`` reads the CCR, in the scores' dtype; None where that is unreachable."""
+    reached = _reached(curve, max_fpr, rule)
+    return curve.thresholds[reached - 1] if reached else None
+
+
+def _reached(curve: OscrCurve, max_fpr: float, rule: str) -> int:
+    """How many of the curve's points keep the FPR within ``max_fpr``."""
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr}")
     counts = np.rint(curve.fpr * curve.foreign_count)
-    reached = int(
+    return int(
         np.searchsorted(counts, _allowed_count(max_fpr, curve.foreign_count, rule), side="right")
     )
-    return float(curve.ccr[reached - 1]) if reached else None
 
 
 def ccr_at_zero_fpr(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 SCHEMA_VERSION = 1
 
-# Facts that may change without changing a score.
-_NOT_IDENTITY = ("factory", "name", "version", "training", "default_score")
+# What a model is thresholded by unless its export says otherwise; also of all cards that name no scores.
+DEFAULT_SCORES = ("softmax", "logit")
+
+# Facts that may change without changing a score. The state of a score lies with the weights, and in their digest.
+_NOT_IDENTITY = ("factory", "name", "version", "training", "default_score", "scores")
+# Cards of earlier releases lack these; at its default a field is left out of the digest, so that theirs stays.
+_LATER_FIELDS = {"background": False}
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,11 @@ class ModelCard:
         class_ids: identifiers, (C,), index = label.
         class_names: names for people, (C,).
         preprocessing: ``Preprocessing.to_dict()``.
-        default_score: entry of ``openset.scores.SCORES``.
+        default_score: one of ``scores``.
         training: facts about the run (epochs, seed, preset, notes, ...).
         factory: the operating point chosen at export, or None.
+        background: whether the head has a center for everything foreign beside the C centers.
+        scores: what the model can be thresholded by, names of ``openset.fitted_scores.ALL_SCORES``.
     """
 
     name: str
@@ -54,6 +61,8 @@ class ModelCard:
     default_score: str
     training: dict[str, Any]
     factory: dict[str, Any] | None = None
+    background: bool = False
+    scores: list[str] = field(default_factory=lambda: list(DEFAULT_SCORES))
 
     def __post_init__(self) -> None:
         for key in ("class_ids", "class_names"):
@@ -65,6 +74,10 @@ class ModelCard:
         if "unknown" in self.class_names:
             raise ValueError(
                 'model card: a class may not be named "unknown"; that is the answer for rejected images'
+            )
+        if self.default_score not in self.scores:
+            raise ValueError(
+                f"model card: default_score must be one of its scores {self.scores}, got {self.default_score!r}"
             )
         if self.normalization not in ("none", "soft", "hard"):
             raise ValueError(
@@ -95,8 +108,9 @@ class ModelCard:
             raise ValueError(
                 f"model card has schema {schema!r}, this release reads {SCHEMA_VERSION}"
             )
-        names = {field.name for field in fields(cls)}
-        missing, unknown = names - content.keys() - {"factory"}, content.keys() - names
+        names = {item.name for item in fields(cls)}
+        optional = {"factory", "background", "scores"}
+        missing, unknown = names - content.keys() - optional, content.keys() - names
         if missing or unknown:
             raise ValueError(
                 f"model card: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}"
@@ -105,7 +119,12 @@ class ModelCard:
 
     def digest(self) -> str:
         """SHA-256 over everything that can change a score (not name, version, training facts, factory point)."""
-        content = {key: value for key, value in asdict(self).items() if key not in _NOT_IDENTITY}
+        content = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in _NOT_IDENTITY
+            and not (key in _LATER_FIELDS and value == _LATER_FIELDS[key])
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def with_changes(self, **changes: Any) -> ModelCard:

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from openset.artifact import load_artifact, save_artifact
 from openset.calibration import ScoreSet, operating_point
+from openset.fitted_scores import FITTED_SCORES
 from openset.heads import build_head
-from openset.labels import NEGATIVE
+from openset.labels import NEGATIVE, UNKNOWN
 from openset.model_card import ModelCard
 from openset.networks import build_network
 from openset.preprocessing import Preprocessing
+from training.data import ProtocolData, Split
+from training.scoring import Scored
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -85,8 +88,10 @@ def tiny_artifact(folder: Path, *, samples: int = 1200, seed: int = 0, **card_ch
         num_classes=card.num_classes,
         feature_dim=card.feature_dim,
         scale=card.scale,
+        background=card.background,
     )
-    save_artifact(folder, network=network, head=head, card=card)
+    fitted = _fitted(card)
+    save_artifact(folder, network=network, head=head, card=card, fitted=fitted)
     classifier = load_artifact(folder)
     images = torch.randint(0, 256, (samples, 1, 28, 28), dtype=torch.uint8)
     # Blanking a random share of rows spreads the scores of images that would else look alike.
@@ -114,16 +119,95 @@ def tiny_artifact(folder: Path, *, samples: int = 1200, seed: int = 0, **card_ch
         network=classifier.network,
         head=classifier.head,
         card=card.with_changes(factory=factory.to_dict()),
+        fitted=fitted,
         score_sets=[score_set],
     )
     return folder
 
 
+KNOWN_DEG = (5.0, 15.0, 25.0, 35.0, 45.0, 55.0, 65.0, 75.0, 85.0, 95.0)
+FOREIGN_DEG = (60.0, 70.0, 80.0, 90.0)
+
+
+def scored_at(known_deg: Sequence[float], foreign_deg: Sequence[float], wrong: int = 0) -> Scored:
+    """Knowns of class 0 and unknowns at these angles to center 0, magnitude 2; center 1 lies far behind.
+
+    The first ``wrong`` knowns are taken for class 1.
+    """
+    angles = np.radians(np.array([*known_deg, *foreign_deg]))
+    cosines = np.stack([np.cos(angles), np.full(len(angles), -0.99)], axis=1).astype(np.float32)
+    labels = np.array([0] * len(known_deg) + [UNKNOWN] * len(foreign_deg))
+    predictions = np.zeros(len(labels), dtype=np.int64)
+    predictions[:wrong] = 1
+    return Scored(
+        features=np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32) * 2,
+        logits=10 * cosines,
+        cosines=cosines,
+        scores={"softmax": 10 * cosines[:, 0]},
+        predictions=predictions,
+        labels=labels,
+        groups=labels.astype(str),
+        sample_ids=np.arange(len(labels)).astype(str),
+        centers=np.eye(2, dtype=np.float32),
+    )
+
+
+def character_split(name: str, kinds: tuple[int, ...], count: int) -> Split:
+    """Random images of which more or fewer rows are blank; each kind (a label) gets ``count`` of them."""
+    generator = torch.Generator().manual_seed(len(name))
+    labels = np.repeat(np.array(kinds, dtype=np.int64), count)
+    shape = (len(labels), 1, 28, 28)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    rows = torch.randint(1, 28, (len(labels),), generator=generator)
+    images *= (torch.arange(28)[None, :] < rows[:, None])[:, None, :, None]
+    ids = np.array([f"{name}/{index}" for index in range(len(labels))])
+    return Split(images, labels, labels.astype(str), ids)
+
+
+def character_data(
+    *,
+    train: tuple[int, ...],
+    validation: tuple[int, ...],
+    test: tuple[int, ...],
+    count: int,
+    train_count: int | None = None,
+) -> ProtocolData:
+    """A protocol of ten digits made of random images; the parts hold these labels, each ``count`` times."""
+    return ProtocolData(
+        name="glyphs",
+        class_ids=DIGITS,
+        class_names=DIGITS,
+        preprocessing=Preprocessing(mode="L", image_size=28, resize=28, polarity="light_on_dark"),
+        train=character_split("train", train, train_count or count),
+        validation=character_split("validation", validation, count),
+        test=character_split("test", test, count),
+        notes=["synthetic"],
+    )
+
+
+def _fitted(card: ModelCard) -> dict[str, torch.nn.Module]:
+    """States for the card's scores, fitted on random features around one direction per class."""
+    generator = torch.Generator().manual_seed(11)
+    labels = torch.arange(card.num_classes).repeat(30)
+    features = 0.2 * torch.randn(len(labels), card.feature_dim, generator=generator)
+    features[torch.arange(len(labels)), labels % card.feature_dim] += 1
+    return {
+        name: FITTED_SCORES[name].fit(features, labels, labels, card.num_classes)
+        for name in card.scores
+        if name in FITTED_SCORES
+    }
+
+
 __all__ = [
     "DIGITS",
+    "FOREIGN_DEG",
+    "KNOWN_DEG",
+    "character_data",
+    "character_split",
     "features_at",
     "grey_image",
     "image_bytes",
+    "scored_at",
     "tiny_artifact",
     "tiny_card",
 ]

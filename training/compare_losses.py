@@ -14,7 +14,7 @@ from rich.table import Table
 
 from training.engine import TrainingDiverged
 from training.evaluate import evaluate
-from training.losses import LOSSES
+from training.losses import LOSSES, THESIS_LOSSES
 from training.report import FPR_TARGETS
 from training.runs import RUNS, make_config, write_atomically
 from training.train import train
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
-    losses = list(LOSSES) if arguments.losses == "all" else arguments.losses.split(",")
+    losses = list(THESIS_LOSSES) if arguments.losses == "all" else arguments.losses.split(",")
     if unknown := sorted(set(losses) - LOSSES.keys()):
         # Said before the first loss is trained, not after the last.
         logger.error("error: no loss %s; there are: %s", ", ".join(unknown), ", ".join(LOSSES))

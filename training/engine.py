@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from openset.labels import is_known, is_negative
 from openset.preprocessing import Preprocessing
+from openset.scores import all_logits
 from training.data import ImageFiles, ProtocolData, Split, split_validation, training_loader
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
@@ -381,10 +382,11 @@ def validate(
             device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"
         ):
             features = model["network"](batch)
-        logits = model["head"](features).logits
+        output = model["head"](features)
+        logits = output.logits
         on_device = torch.as_tensor(labels).to(device)
         known, negative = is_known(on_device), is_negative(on_device)
-        log_probabilities = logits.log_softmax(dim=1).double()
+        log_probabilities = all_logits(output).log_softmax(dim=1)[:, : logits.shape[1]].double()
         of_label = log_probabilities.gather(1, on_device.clamp(min=0)[:, None]).squeeze(1)
         foreign = 1 + 1 / logits.shape[1] - log_probabilities.amax(dim=1).exp()
         correct = logits.argmax(dim=1) == on_device

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from safetensors import safe_open
 
 from openset import metrics
 from openset.artifact import WEIGHTS, BrokenArtifact, read_card
+from openset.fitted_scores import parse_scores
+from openset.model_card import DEFAULT_SCORES
 from openset.preprocessing import UnreadableImage
 from training import figures
 from training.data import MissingClasses
 from training.report import build_report, print_report
 from training.runs import Run, write_atomically
+from training.score_fitting import (
+    need_fitting,
+    scores_in_artifact,
+    scoring_classifier,
+)
 from training.scoring import Scored, left_out, require_device, score_split
 
 logger = logging.getLogger(__name__)
@@ -29,16 +37,26 @@ REPORT = "report.json"
 SCORES_FILE = "scores.npz"
 
 
-def evaluate(
+def evaluate(run: Run, **options: Any) -> dict[str, Any]:
+    """Score the test part, write ``scores.npz``, ``report.json`` and the figures, and return the report.
+
+    The options are those of ``score_test``.
+    """
+    score_test(run, **options)
+    return write_report(run)
+
+
+def score_test(
     run: Run,
     *,
     which: str = "last",
     device: str = "cpu",
     precision: str = "float32",
     rule: str | None = None,
+    scores: Sequence[str] | None = None,
     show_progress: bool = True,
-) -> dict[str, Any]:
-    """Score the test part, write ``scores.npz``, ``report.json`` and the figures, and return the report.
+) -> Scored:
+    """Score the test part and write ``scores.npz``, all that ``write_report`` needs.
 
     Args:
         run: a trained run.
@@ -46,11 +64,19 @@ def evaluate(
         device: to compute on.
         precision: of the backbone.
         rule: of CCR@FPR; default "inclusive", for runs as published "strict".
+        scores: which to judge; default softmax and logit and those of the artifact and of the run. The state of a score
+            is the artifact's where that holds this model, else it is fitted on training data.
         show_progress: draw a bar.
     """
     require_device(device)
-    data = run.protocol_data(("test",))
-    classifier = run.classifier(data, which=which, device=device, precision=precision)
+    expected = [*DEFAULT_SCORES, *_scores_of_artifact(run), *(run.config.scores or [])]
+    names = list(scores or dict.fromkeys(expected))
+    fitted = scores_in_artifact(run, which) if need_fitting(names) else {}
+    complete = set(need_fitting(names)) <= fitted.keys()
+    data = run.protocol_data(("test",) if complete else ("train", "test"))
+    classifier = scoring_classifier(
+        run, data, names, fitted=fitted, which=which, device=device, precision=precision, show_progress=show_progress
+    )  # fmt: skip
     scored = score_split(
         classifier,
         data.test,
@@ -69,7 +95,14 @@ def evaluate(
         "counts": data.counts,
     }
     write_atomically(run.folder / "evaluation.json", json.dumps(context, indent=2) + "\n")
-    return write_report(run)
+    return scored
+
+
+def _scores_of_artifact(run: Run) -> list[str]:
+    try:
+        return read_card(run.artifact).scores
+    except BrokenArtifact:
+        return []
 
 
 def write_report(run: Run) -> dict[str, Any]:
@@ -107,6 +140,11 @@ def _factory_point(
             "the artifact holds another model than the one evaluated (other checkpoint or later training); "
             "its threshold is not judged here, export the run again"
         ]
+    if card.factory is not None and card.factory["score_type"] not in scored.scores:
+        return None, [
+            f"the factory threshold is one of the score {card.factory['score_type']}, which was not evaluated; "
+            f"it is not judged here"
+        ]
     if card.factory is not None and not str(card.factory["path"]).startswith(path_prefix):
         return card.factory, [
             f"the factory threshold belongs to the path {card.factory['path']}, these scores to {path_prefix}*: "
@@ -134,11 +172,15 @@ def main(argv: list[str] | None = None) -> int:
         help="of CCR@FPR; default: inclusive, for runs as published strict",
     )
     parser.add_argument(
+        "--scores", help="comma-separated or all; default: softmax, logit and the artifact's"
+    )
+    parser.add_argument(
         "--from-scores", action="store_true", help="only redraw from the stored scores"
     )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        scores = None if arguments.scores is None else parse_scores(arguments.scores)
         run = Run(arguments.run)
         report = (
             write_report(run)
@@ -149,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
                 device=arguments.device,
                 precision=arguments.precision,
                 rule=arguments.rule,
+                scores=scores,
             )
         )
     except (FileNotFoundError, MissingClasses, UnreadableImage, ValueError) as error:

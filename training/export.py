@@ -12,6 +12,7 @@ import logging
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,14 @@ from openset.calibration import (
     smallest_attainable_fpr,
 )
 from openset.decision import accept
+from openset.fitted_scores import parse_scores
 from openset.labels import NEGATIVE, is_negative
+from openset.model_card import DEFAULT_SCORES
 from openset.preprocessing import UnreadableImage
 from openset.scores import DEFAULT_SCORE
 from training.data import MissingClasses, split_validation
 from training.runs import Run
+from training.score_fitting import need_fitting, scoring_classifier
 from training.scoring import Scored, left_out, require_device, score_split
 
 logger = logging.getLogger(__name__)
@@ -48,7 +52,7 @@ def choose_score(scored: Scored, fpr: float) -> tuple[str, dict[str, float | Non
     for name, scores in scored.scores.items():
         curve = metrics.oscr_curve(scores, scored.predictions, scored.labels, against=NEGATIVE)
         found[name] = metrics.ccr_at_fpr(curve, max_fpr=fpr)
-    order = [DEFAULT_SCORE, *(name for name in found if name != DEFAULT_SCORE)]
+    order = sorted(found, key=lambda name: name != DEFAULT_SCORE)
     return max(
         order, key=lambda name: -1.0 if found[name] is None else float(found[name] or 0.0)
     ), found
@@ -61,12 +65,16 @@ def export(
     confidence: float = DEFAULT_CONFIDENCE,
     which: str = "last",
     name: str | None = None,
+    scores: Sequence[str] | None = None,
     verify_share: float = 0.2,
     device: str = "cpu",
     precision: str = "float32",
     show_progress: bool = True,
 ) -> OperatingPoint:
     """Write the artifact and return its factory operating point; an earlier artifact stays until the new one is whole.
+
+    ``scores`` are what it can be thresholded by (default: the run's, or softmax and logit); those with a state are fitted
+    on training data, and the selection part alone chooses which is the default.
 
     Raises:
         NotCertifiable: too few validation negatives for the target.
@@ -75,7 +83,8 @@ def export(
     require_device(device)
     if not 0 <= verify_share < 1:
         raise ValueError(f"verify_share must lie in [0, 1), got {verify_share!r}")
-    data = run.protocol_data(("validation",))
+    names = list(scores or run.config.scores or DEFAULT_SCORES)
+    data = run.protocol_data(("train", "validation") if need_fitting(names) else ("validation",))
     # Known before any score: how many negatives will calibrate. Nobody should wait minutes for a refusal.
     planned = split_validation(
         data.validation.groups, verify_share=verify_share, best=which == "best"
@@ -83,12 +92,20 @@ def export(
     negatives = int(is_negative(data.validation.labels[planned.calibration]).sum())
     if fpr < smallest_attainable_fpr(negatives, confidence=confidence):
         raise NotCertifiable(n=negatives, fpr=fpr, confidence=confidence)
-    network, head = run.load_model(which)
-    card = run.model_card(data, head, which=which, name=name)
+    fitted_model = scoring_classifier(
+        run, data, names, which=which, device=device, precision=precision, show_progress=show_progress
+    )  # fmt: skip
+    card = run.model_card(data, fitted_model.head, which=which, name=name, scores=names)
     # Scores come from the artifact itself, loaded as the handler loads it.
     staging = run.folder / "artifact.partial"
     shutil.rmtree(staging, ignore_errors=True)
-    save_artifact(staging, network=network, head=head, card=card)
+    save_artifact(
+        staging,
+        network=fitted_model.network,
+        head=fitted_model.head,
+        card=card,
+        fitted=fitted_model.fitted,
+    )
     classifier = load_artifact(staging, device=device, precision=precision)
     scored = score_split(
         classifier, data.validation, data.preprocessing,
@@ -171,6 +188,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--which", choices=("last", "best"), default="last")
     parser.add_argument("--name", help="model name; default: the run's")
     parser.add_argument(
+        "--scores",
+        help="what the artifact can be thresholded by, comma-separated or all; default: the run's, or softmax,logit",
+    )
+    parser.add_argument(
         "--verify-share",
         type=float,
         default=0.2,
@@ -181,6 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        scores = None if arguments.scores is None else parse_scores(arguments.scores)
         run = Run(arguments.run)
         export(
             run,
@@ -188,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
             confidence=arguments.confidence,
             which=arguments.which,
             name=arguments.name,
+            scores=scores,
             verify_share=arguments.verify_share,
             device=arguments.device,
             precision=arguments.precision,

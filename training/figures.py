@@ -122,7 +122,10 @@ def _group_histograms(
 
 def _probability_curves(axes: Axes, scored: Scored, config: TrainConfig) -> None:
     """P(theta) for a fixed radius s and the other centers at a right angle (thesis eq. 3.10); dashed: with margin."""
-    scale, classes = float(config.loss_options["scale"]), scored.logits.shape[1]
+    scale, classes = config.loss_options["scale"], scored.logits.shape[1]
+    if isinstance(scale, str):
+        # A rule made it, perhaps during training: the factor between cosines and logits tells it.
+        scale = float((scored.logits * scored.cosines).sum() / np.square(scored.cosines).sum())
     theta = np.linspace(0, math.pi, 400)
 
     def probability(cosine: NDArray[np.float64]) -> NDArray[np.float64]:

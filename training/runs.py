@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 from openset.classifier import OpenSetClassifier
+from openset.fitted_scores import parse_scores
 from openset.heads import Head
-from openset.model_card import ModelCard
+from openset.model_card import DEFAULT_SCORES, ModelCard
 from openset.networks import build_network
 from openset.scores import DEFAULT_SCORE
 from training.data import ProtocolData, load_protocol
 from training.losses import build_loss, protocol_defaults
 from training.precision import resolve_precision
 from training.protocols import get_protocol
+from training.recommendations import RECOMMENDED, recommendation
 
 RUNS = Path("runs")
 CONFIG = "config.json"
@@ -45,6 +47,7 @@ _NOT_IDENTITY = (
     "preset",
     "seed",
     "epochs",
+    "scores",
 )
 
 
@@ -119,6 +122,7 @@ class TrainConfig:
         workers: data loading processes.
         name: folder below ``runs``.
         initial_weights: folder of a finished run whose weights this one starts from, or None for random ones.
+        scores: what the model is exported and evaluated with, or None for the default ones; training does not use it.
     """
 
     protocol: str
@@ -137,6 +141,7 @@ class TrainConfig:
     workers: int
     name: str = field(default="")
     initial_weights: str | None = None
+    scores: list[str] | None = None
 
     def to_json(self) -> str:
         """Readable, deterministic JSON."""
@@ -168,6 +173,12 @@ class TrainConfig:
             if key not in ("feature_dim", "scale")
         }
 
+    @property
+    def card_options(self) -> dict[str, Any]:
+        """Loss options for the model card; the scale, a number in the card itself, only where a rule made it."""
+        scale = self.loss_options["scale"]
+        return self.criterion_options | ({"scale": scale} if isinstance(scale, str) else {})
+
     def load_data(self, parts: Sequence[str] = ("train", "validation", "test")) -> ProtocolData:
         """Load the protocol's data as this run saw it."""
         data = load_protocol(
@@ -197,15 +208,26 @@ class TrainConfig:
         return network, head, criterion
 
     def feature_dim(self, num_classes: int) -> int:
-        """D: as configured; 0 stands for "as many as classes" (the thesis' choice)."""
-        return int(self.loss_options.get("feature_dim") or num_classes)
+        """D: as configured, a number or "C-1", "C", "C+1", "4C"; 0 is "C", the thesis' choice.
+
+        Raises:
+            ValueError: neither a number nor one of these.
+        """
+        wish = self.loss_options.get("feature_dim") or "C"
+        relative = {"C-1": num_classes - 1, "C": num_classes, "C+1": num_classes + 1, "4C": 4 * num_classes}  # fmt: skip
+        dim = relative.get(wish, wish)
+        if not isinstance(dim, int) or dim < 1:
+            raise ValueError(
+                f"feature_dim must be a positive number or one of {', '.join(relative)}, got {wish!r}"
+            )
+        return dim
 
 
 def make_config(
     protocol: str,
     loss: str,
     *,
-    preset: str = "thesis",
+    preset: str | None = None,
     seed: int = 42,
     epochs: int | None = None,
     data: Path | str | None = None,
@@ -218,8 +240,8 @@ def make_config(
 
     Args:
         protocol: name of the protocol.
-        loss: name of the loss.
-        preset: "thesis" or "modern".
+        loss: name of the loss, or "recommended" for the protocol's recommended loss, options, preset and scores.
+        preset: "thesis" or "modern"; None for "thesis", or the recommended one.
         seed: of everything random.
         epochs: None for the protocol's default.
         data: root of the data.
@@ -231,13 +253,19 @@ def make_config(
     Raises:
         ValueError: unknown preset or protocol; unknown loss options are refused by ``build_loss``.
     """
+    free = dict(options or {})
+    if loss == RECOMMENDED:
+        choice = recommendation(protocol)
+        loss, preset = choice.loss, preset or choice.preset
+        free = {**choice.options, "scores": list(choice.scores), **free}
+    preset = preset or "thesis"
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
     definition = get_protocol(protocol)
     characters = definition.kind == "characters"
-    free = dict(options or {})
     as_published = bool(free.pop("as_published", False))
     initial_weights = free.pop("initial_weights", None)
+    scores = free.pop("scores", None)
     if as_published:
         free = {"feature_bias": True, **free}
         if characters:
@@ -287,6 +315,7 @@ def make_config(
         device=resolved,
         workers=workers,
         initial_weights=initial_weights,
+        scores=parse_scores(scores) if isinstance(scores, str) else scores,
     )
     return replace(config, name=name or config.default_name())
 
@@ -323,11 +352,14 @@ class Run:
     def load_model(self, which: str = "last") -> tuple[nn.Module, Head]:
         """Network and head of a checkpoint, in evaluation mode on the CPU; averaged weights where the preset has them."""
         state = self.load_checkpoint(which)
-        network, head, _ = self.config.build_model(state["num_classes"])
+        network, head, criterion = self.config.build_model(state["num_classes"])
         model = nn.ModuleDict({"network": network, "head": head})
         model.load_state_dict(state["averaged"] or state["model"])
         if state.get("head_scale") is not None:
             head.scale = float(state["head_scale"])
+        criterion.load_state_dict(state["criterion"])
+        if criterion.adapted_scale is not None:
+            head.scale = criterion.adapted_scale
         return network.eval(), head.eval()
 
     def trained_epochs(self, which: str = "last") -> int:
@@ -340,7 +372,13 @@ class Run:
         return [f"trained for {done} of {self.config.epochs} epochs"] * (done < self.config.epochs)
 
     def model_card(
-        self, data: ProtocolData, head: Head, *, which: str = "last", name: str | None = None
+        self,
+        data: ProtocolData,
+        head: Head,
+        *,
+        which: str = "last",
+        name: str | None = None,
+        scores: Sequence[str] = DEFAULT_SCORES,
     ) -> ModelCard:
         """The model card of this run; without a factory operating point."""
         config = self.config
@@ -348,7 +386,7 @@ class Run:
             name=name or config.name,
             version="1.0",
             loss=config.loss,
-            options=config.criterion_options,
+            options=config.card_options,
             protocol=config.protocol,
             normalization=head.normalization,
             scale=head.scale,
@@ -359,7 +397,9 @@ class Run:
             class_ids=data.class_ids,
             class_names=data.class_names,
             preprocessing=data.preprocessing.to_dict(),
-            default_score=DEFAULT_SCORE,
+            default_score=DEFAULT_SCORE if DEFAULT_SCORE in scores else scores[0],
+            background=head.background is not None,
+            scores=list(scores),
             training={
                 "preset": config.preset,
                 "seed": config.seed,
@@ -378,15 +418,14 @@ class Run:
         which: str = "last",
         device: str = "cpu",
         precision: str = "float32",
+        scores: Sequence[str] = DEFAULT_SCORES,
+        fitted: Mapping[str, nn.Module] | None = None,
     ) -> OpenSetClassifier:
         """The run's model as it would answer; for evaluation, not tied to an artifact."""
         network, head = self.load_model(which)
+        card = self.model_card(data, head, which=which, scores=scores)
         return OpenSetClassifier(
-            network,
-            head,
-            self.model_card(data, head, which=which),
-            device=device,
-            precision=precision,
+            network, head, card, fitted=fitted, device=device, precision=precision
         )
 
     def protocol_data(self, parts: Sequence[str] = ("train", "validation", "test")) -> ProtocolData:

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from openset.calibration import ScoreSet
 from openset.classifier import OpenSetClassifier
 from openset.preprocessing import Preprocessing
-from openset.scores import SCORES
 from training.data import Split, batch_count
 
 _BATCH_SIZE = 256
@@ -143,7 +142,7 @@ def score_split(
         features=joined["features"],
         logits=joined["logits"],
         cosines=joined["cosines"],
-        scores={name: joined[name] for name in SCORES},
+        scores={name: joined[name] for name in classifier.scores},
         predictions=joined["predictions"],
         labels=split.labels[order],
         groups=split.groups[order],

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training.data import MissingClasses
+from training.data import MissingClasses, ProtocolData
 from training.engine import Trainer, TrainingDiverged, prepare_folder
 from training.losses import LOSSES
 from training.precision import PRECISION_CHOICES
 from training.protocols import PROTOCOLS
+from training.recommendations import RECOMMENDED, recommendation
 from training.runs import (
     CONFIG,
     PRESETS,
@@ -38,15 +39,21 @@ def parse_option(text: str) -> tuple[str, Any]:
         return key, {"True": True, "False": False, "None": None}.get(value, value)
 
 
-def train(config: TrainConfig, *, runs: Path = RUNS, show_progress: bool = True) -> Run:
-    """Train, or continue, the run of a configuration and return it.
+def train(
+    config: TrainConfig,
+    *,
+    runs: Path = RUNS,
+    show_progress: bool = True,
+    data: ProtocolData | None = None,
+) -> Run:
+    """Train, or continue, the run of a configuration and return it; on its protocol's data, or a part given as ``data``.
 
     Raises:
         TrainingDiverged: the loss is not finite.
         ValueError: the folder holds another run, or data or options do not fit.
     """
     folder = runs / config.name
-    data = config.load_data(("train", "validation"))
+    data = config.load_data(("train", "validation")) if data is None else data
     for note in data.notes:
         logger.warning("%s", note)
     trainer = Trainer(config, data, folder, show_progress=show_progress)
@@ -59,6 +66,15 @@ def train(config: TrainConfig, *, runs: Path = RUNS, show_progress: bool = True)
     return Run(folder)
 
 
+def _tell_recommended(config: TrainConfig) -> None:
+    choice = recommendation(config.protocol)
+    logger.info(
+        "recommended for %s: loss %s, preset %s, scores %s, options %s%s (evidence: %s)",
+        config.protocol, config.loss, config.preset, ",".join(config.scores or []), choice.options or "none",
+        "; provisional" if choice.provisional else "", choice.evidence,
+    )  # fmt: skip
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
@@ -66,16 +82,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--loss",
         required=True,
-        choices=sorted(LOSSES),
+        choices=[*sorted(LOSSES), RECOMMENDED],
         metavar="LOSS",
-        help=", ".join(sorted(LOSSES)),
+        help=", ".join([*sorted(LOSSES), RECOMMENDED]),
     )
     parser.add_argument(
         "--data", type=Path, help="root of the data set (toy: EMNIST; p1-p3: ImageNet layout)"
     )
     parser.add_argument("--epochs", type=int, help="default: the protocol's")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="thesis")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="default: thesis, or the recommended one"
+    )
     parser.add_argument(
         "--digits", choices=("emnist", "mnist"), help="source of the toy protocol's digits"
     )
@@ -129,6 +147,8 @@ def main(argv: list[str] | None = None) -> int:
             workers=arguments.workers,
             name=arguments.name,
         )
+        if arguments.loss == RECOMMENDED:
+            _tell_recommended(config)
         run = train(config, runs=arguments.runs, show_progress=not arguments.quiet)
     except (ValueError, MissingClasses, TrainingDiverged, OSError) as error:
         logger.error("error: %s", error)

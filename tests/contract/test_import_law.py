@@ -23,7 +23,7 @@ FORBIDDEN = {
 LAYERS = [
     {"labels", "geometry", "model_card"},
     {"preprocessing", "heads", "scores", "decision"},
-    {"networks", "metrics", "calibration"},
+    {"networks", "metrics", "calibration", "fitted_scores"},
     {"classifier", "answers"},
     {"artifact"},
 ]

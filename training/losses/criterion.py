@@ -12,17 +12,26 @@ from openset import geometry
 from openset.heads import Head, OpenSetOutput, build_head
 from openset.labels import is_known
 from training.losses import terms
-from training.losses.margins import margin_logits
+from training.losses.margins import margin_logits, with_background
+from training.losses.scales import (
+    ADACOS_DYNAMIC,
+    MARGIN_AWARE,
+    DynamicScale,
+    magnitude_weight_above_bound,
+    resolve_scale,
+)
 from training.losses.table import AS_PUBLISHED, LOSSES, RING, SYMMETRIC_OBJECTOSPHERE, LossSpec
 
 DEFAULT_MAGNITUDE_WEIGHT = 0.01
+ABOVE_BOUND = "above_bound"
 
 
 class OpenSetCriterion(nn.Module):
     """loss = mean(classification term) + magnitude_weight * mean(magnitude term); science reference section 2.3.
 
     Samples without a class are ignored, also in the denominator, by losses that use no negatives. A batch without
-    knowns has a cross-entropy of 0 with zero gradient.
+    knowns has a cross-entropy of 0 with zero gradient. With a background class the cross-entropy is over C + 1
+    classes and negatives have the last one.
 
     Args:
         spec: entry of the table.
@@ -30,6 +39,7 @@ class OpenSetCriterion(nn.Module):
         magnitude_weight: lambda.
         detach_radial: see ``margins.margin_logits``.
         margin_warmup_epochs: the margin grows linearly from 0 over this many epochs.
+        dynamic_scale: replaces the constant scale of a hard head in training; None for all others.
     """
 
     def __init__(
@@ -40,6 +50,7 @@ class OpenSetCriterion(nn.Module):
         magnitude_weight: float = DEFAULT_MAGNITUDE_WEIGHT,
         detach_radial: bool = False,
         margin_warmup_epochs: float = 0.0,
+        dynamic_scale: DynamicScale | None = None,
     ) -> None:
         super().__init__()
         if spec.cce_mean not in ("all", "known"):
@@ -50,9 +61,15 @@ class OpenSetCriterion(nn.Module):
         self.detach_radial = detach_radial
         self.margin_warmup_epochs = float(margin_warmup_epochs)
         self.margin_factor = 1.0
+        self.dynamic_scale = dynamic_scale
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the share of the margin for an epoch (from 0)."""
+    @property
+    def adapted_scale(self) -> float | None:
+        """The scale that belongs into the head at export; None where the head's own is the one."""
+        return None if self.dynamic_scale is None else float(self.dynamic_scale.value)
+
+    def set_epoch(self, epoch: float) -> None:
+        """Set the share of the margin for an epoch (from 0), whole or in part."""
         warmup = self.margin_warmup_epochs
         self.margin_factor = min(1.0, epoch / warmup) if warmup else 1.0
 
@@ -72,9 +89,15 @@ class OpenSetCriterion(nn.Module):
             )
         spec = self.spec
         with torch.autocast(labels.device.type, enabled=False):
+            if self.dynamic_scale is not None:
+                output = self.dynamic_scale(output, labels)
+            targets, with_margin = labels, labels
+            if spec.background:
+                output, targets = with_background(output, labels)
+                with_margin = targets if spec.background_margin else labels
             logits = margin_logits(
                 output,
-                labels,
+                with_margin,
                 spec.margin,
                 factor=self.margin_factor,
                 detach_radial=self.detach_radial,
@@ -86,7 +109,7 @@ class OpenSetCriterion(nn.Module):
                 loss = terms.entropic_open_set_loss(logits, labels).sum() / everyone
             else:
                 divisor = known_count if spec.cce_mean == "known" else everyone
-                loss = terms.cross_entropy(logits, labels).sum() / divisor
+                loss = terms.cross_entropy(logits, targets).sum() / divisor
             if spec.magnitude is None:
                 return loss
             magnitude = self._magnitude_term(output, labels)
@@ -117,21 +140,26 @@ _SPEC_OPTIONS = {
     "unit_centers": "unit_centers",
     "cce_mean": "cce_mean",
     "center_norm": "center_norm",
+    "background_margin": "background_margin",
 }
 
 
-def allowed_options(spec: LossSpec) -> set[str]:
+def allowed_options(spec: LossSpec, scale: float | str) -> set[str]:
     """Options that mean something for this loss."""
     allowed = {"margin_warmup_epochs", "detach_radial"} if spec.margin is not None else set()
     if spec.margin is not None:
         allowed |= {field.name for field in dataclasses.fields(spec.margin)}
     if spec.magnitude is not None:
         allowed |= {"target_magnitude", "magnitude_weight"}
-    if not spec.entropic:
+    if spec.background and spec.margin is not None:
+        allowed.add("background_margin")
+    if scale == MARGIN_AWARE:
+        allowed.add("scale_probability")
+    if not spec.entropic and not spec.background:
         allowed.add("cce_mean")
     if spec.normalization != "none":
         allowed |= {"head", "center_norm"}
-    if spec.normalization == "soft":
+    if spec.normalization == "soft" and not spec.background:
         allowed.add("unit_centers")
     return allowed
 
@@ -141,7 +169,7 @@ def build_loss(
     *,
     num_classes: int,
     feature_dim: int,
-    scale: float,
+    scale: float | str,
     as_published: bool = False,
     **options: Any,
 ) -> tuple[Head, OpenSetCriterion]:
@@ -151,20 +179,23 @@ def build_loss(
         name: entry of ``LOSSES``.
         num_classes: C.
         feature_dim: D.
-        scale: s, the radius of hard heads and the target magnitude of soft ones.
+        scale: s, the radius of hard heads and the target magnitude of soft ones; a number or the name of a rule, see
+            ``scales.resolve_scale``. "adacos_dynamic" needs a hard head.
         as_published: take the specification of the author's code (science reference section 2.6).
         options: margins (``cosine_margin``, ``angular_margin``, ``monotone``, ``multiplicative_margin``,
-            ``logit_margin``), ``target_magnitude`` (default: scale), ``magnitude_weight``, ``detach_radial``,
-            ``margin_warmup_epochs``, ``head`` ("soft" or "hard"), ``unit_centers``, ``cce_mean``, ``center_norm``.
+            ``logit_margin``), ``target_magnitude`` (default: scale), ``magnitude_weight`` (a number, or "above_bound",
+            see ``scales.magnitude_weight_above_bound``), ``detach_radial``, ``margin_warmup_epochs``, ``head`` ("soft"
+            or "hard"), ``unit_centers``, ``cce_mean``, ``center_norm``, ``background_margin``, ``scale_probability``.
 
     Raises:
         ValueError: unknown loss, or an option that this loss does not have.
     """
     table = AS_PUBLISHED if as_published else LOSSES
     if name not in table:
-        raise ValueError(f"loss must be one of {sorted(table)}, got {name!r}")
+        published = " as published" if as_published else ""
+        raise ValueError(f"loss{published} must be one of {sorted(table)}, got {name!r}")
     spec = table[name]
-    allowed = allowed_options(LOSSES[name])
+    allowed = allowed_options(LOSSES[name], scale)
     if unknown := sorted(options.keys() - allowed):
         raise ValueError(
             f"loss {name!r} has no option {', '.join(unknown)}; it has: {', '.join(sorted(allowed)) or 'none'}"
@@ -176,18 +207,33 @@ def build_loss(
             spec.margin, **{key: value for key, value in options.items() if key in margin_fields}
         )
     spec = dataclasses.replace(spec, **changes)
+    dynamic = scale == ADACOS_DYNAMIC
+    if dynamic and spec.normalization != "hard":
+        raise ValueError(
+            f"scale={ADACOS_DYNAMIC} adapts the constant radius of a hard head; {name!r} has a "
+            f"{spec.normalization!r} one, choose a fixed scale"
+        )
+    number = resolve_scale(
+        scale,
+        num_classes=num_classes,
+        margin=spec.margin,
+        **({"probability": options["scale_probability"]} if "scale_probability" in options else {}),
+    )
     head = build_head(
         spec.normalization if spec.unit_centers else "none",
         num_classes=num_classes,
         feature_dim=feature_dim,
-        scale=scale,
+        scale=number,
         center_norm=spec.center_norm,
+        background=spec.background,
     )
+    chosen = {"target_magnitude": number}
+    chosen |= {key: value for key, value in options.items() if key in _CRITERION_OPTIONS}
+    if chosen.get("magnitude_weight") == ABOVE_BOUND:
+        chosen["magnitude_weight"] = magnitude_weight_above_bound(
+            spec.margin, target_magnitude=chosen["target_magnitude"]
+        )
     criterion = OpenSetCriterion(
-        spec,
-        **{
-            "target_magnitude": scale,
-            **{key: value for key, value in options.items() if key in _CRITERION_OPTIONS},
-        },
+        spec, dynamic_scale=DynamicScale(number) if dynamic else None, **chosen
     )
     return head, criterion

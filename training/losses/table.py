@@ -1,4 +1,4 @@
-"""The table of losses: every recipe of the thesis is one entry (van den Bergh 2023, chapters 3 and 4)."""
+"""The table of losses: every recipe of the thesis is one entry (van den Bergh 2023, chapters 3 and 4), and ours beyond it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class LossSpec:
         unit_centers: False leaves the centers of a soft head free (published SFN-Norm).
         cce_mean: "all" divides the cross-entropy by N, "known" by the number of knowns.
         center_norm: see ``openset.heads.NormalizedHead``.
+        background: negatives are a class of their own with a center beside the C centers of the knowns.
+        background_margin: negatives get the margin on the background center too.
     """
 
     title: str
@@ -43,11 +45,13 @@ class LossSpec:
     unit_centers: bool = True
     cce_mean: str = "all"
     center_norm: str = "differentiable"
+    background: bool = False
+    background_margin: bool = False
 
 
 _COS, _ARC = CosineMargin(), AngularMargin()
 
-LOSSES: dict[str, LossSpec] = {
+THESIS_LOSSES: dict[str, LossSpec] = {
     "softmax": LossSpec("Softmax", "none"),
     "eos": LossSpec("EOS", "none", entropic=True, uses_negatives=True),
     "os": LossSpec(
@@ -84,6 +88,22 @@ LOSSES: dict[str, LossSpec] = {
     ),
 }
 
+# Beyond the thesis: its future work, a background class together with a margin (science reference section 8.4).
+BACKGROUND_LOSSES: dict[str, LossSpec] = {
+    "bg": LossSpec("Background", "none", uses_negatives=True, background=True),
+    "norm_bg": LossSpec("Norm-BG", "hard", uses_negatives=True, background=True),
+    "cos_bg": LossSpec("Cos-BG", "hard", _COS, uses_negatives=True, background=True),
+    "arc_bg": LossSpec("Arc-BG", "hard", _ARC, uses_negatives=True, background=True),
+    "cos_bg_sfn": LossSpec(
+        "Cos-BG (SFN)", "soft", _COS, magnitude=RING, uses_negatives=True, background=True
+    ),
+    "arc_bg_sfn": LossSpec(
+        "Arc-BG (SFN)", "soft", _ARC, magnitude=RING, uses_negatives=True, background=True
+    ),
+}
+
+LOSSES = THESIS_LOSSES | BACKGROUND_LOSSES
+
 # Where the author's code differs from the thesis' text; these made the published numbers.
 _PUBLISHED_CHANGES: dict[str, dict[str, Any]] = {
     "sfn_norm": {"unit_centers": False},
@@ -96,7 +116,7 @@ _PUBLISHED_CHANGES: dict[str, dict[str, Any]] = {
 }
 AS_PUBLISHED: dict[str, LossSpec] = {
     name: replace(spec, center_norm="projected", **_PUBLISHED_CHANGES.get(name, {}))
-    for name, spec in LOSSES.items()
+    for name, spec in THESIS_LOSSES.items()
 }
 
 # Table 5.2: scale s (= target magnitude xi), margins and epochs; lambda is .01 everywhere. "glyphs" follows the toy

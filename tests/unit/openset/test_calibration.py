@@ -204,5 +204,5 @@ def test_score_file_runs_no_code() -> None:
     """An object array would be a pickle, which runs what it likes when it is read."""
     stream = io.BytesIO()
     np.savez(stream, index=np.array([{"path": "x"}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="pickled|allow_pickle"):
+    with pytest.raises(ValueError, match=r"pickled|allow_pickle"):
         load_score_sets(stream.getvalue())

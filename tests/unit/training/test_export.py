@@ -14,42 +14,21 @@ import torch
 from openset.artifact import CALIBRATION, load_artifact, read_card
 from openset.calibration import NotCertifiable, load_score_sets
 from openset.labels import NEGATIVE, UNKNOWN
-from openset.preprocessing import Preprocessing
+from tests.factories import character_data
 from training import calibrate as calibrate_module
 from training import evaluate as evaluate_module
 from training import export as export_module
 from training.calibrate import calibrate
-from training.data import ProtocolData, Split, split_validation
+from training.data import split_validation
 from training.engine import Trainer, prepare_folder
 from training.evaluate import evaluate
 from training.export import export
 from training.runs import Run, make_config
 
-DIGITS = [str(digit) for digit in range(10)]
-
-
-def split(name: str, kinds: tuple[int, ...], count: int) -> Split:
-    """Random images of which more or fewer rows are blank; each kind (a label) gets ``count`` of them."""
-    generator = torch.Generator().manual_seed(len(name))
-    labels = np.repeat(np.array(kinds, dtype=np.int64), count)
-    shape = (len(labels), 1, 28, 28)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    rows = torch.randint(1, 28, (len(labels),), generator=generator)
-    images *= (torch.arange(28)[None, :] < rows[:, None])[:, None, :, None]
-    ids = np.array([f"{name}/{index}" for index in range(len(labels))])
-    return Split(images, labels, labels.astype(str), ids)
-
-
-DATA = ProtocolData(
-    name="glyphs",
-    class_ids=DIGITS,
-    class_names=DIGITS,
-    preprocessing=Preprocessing(mode="L", image_size=28, resize=28, polarity="light_on_dark"),
-    train=split("train", (0, 1, NEGATIVE), 4),
-    validation=split("validation", (*range(10), *[NEGATIVE] * 10), 20),
-    test=split("test", (*range(10), NEGATIVE, UNKNOWN), 20),
-    notes=["synthetic"],
-)
+DATA = character_data(
+    train=(0, 1, NEGATIVE), validation=(*range(10), *[NEGATIVE] * 10), test=(*range(10), NEGATIVE, UNKNOWN),
+    count=20, train_count=4,
+)  # fmt: skip
 
 
 @pytest.fixture

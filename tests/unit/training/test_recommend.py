@@ -1,0 +1,235 @@
+"""The choice of ``recommended``: what it may look at, how it chooses, and that it can be trained and served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openset.fitted_scores import ALL_SCORES
+from openset.labels import NEGATIVE, UNKNOWN, is_known
+from tests.factories import FOREIGN_DEG, KNOWN_DEG, scored_at
+from training import cures, recommend
+from training.arms import CANDIDATES, CURES
+from training.data import ProtocolData, load_protocol, split_validation
+from training.engine import TrainingDiverged
+from training.losses import LOSSES
+from training.protocols import PROTOCOLS
+from training.recommendations import RECOMMENDATIONS
+from training.runs import PRESETS, make_config
+from training.train import build_parser
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def glyphs(tmp_path_factory: pytest.TempPathFactory) -> ProtocolData:
+    return load_protocol("glyphs", size="small", cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+def test_hidden_classes_are_seen_by_nobody_but_the_judge(glyphs: ProtocolData) -> None:
+    shown, judges = recommend.hide_negatives(glyphs)
+    hidden = set(judges.groups[judges.labels == UNKNOWN])
+    assert 0 < len(hidden) < len(set(glyphs.train.groups[glyphs.train.labels == NEGATIVE]))
+    for part in (shown.train, shown.validation):
+        assert not hidden & set(part.groups)
+        assert (part.labels == NEGATIVE).any()
+    assert not set(judges.sample_ids) & set(shown.train.sample_ids)
+
+
+def test_judges_hold_no_test_image_and_none_that_will_calibrate(glyphs: ProtocolData) -> None:
+    _, judges = recommend.hide_negatives(glyphs)
+    parts = split_validation(glyphs.validation.groups, verify_share=0.2, best=False)
+    later = {
+        *glyphs.test.sample_ids,
+        *glyphs.validation.sample_ids[parts.calibration],
+        *glyphs.validation.sample_ids[parts.verification],
+    }
+    assert not set(judges.sample_ids) & later
+    assert is_known(judges.labels).any()
+    unknown = set(glyphs.test.groups[glyphs.test.labels == UNKNOWN])
+    assert not set(judges.groups) & unknown
+
+
+def test_images_of_the_judges_belong_to_their_labels(glyphs: ProtocolData) -> None:
+    _, judges = recommend.hide_negatives(glyphs)
+    row = int(np.flatnonzero(judges.labels == UNKNOWN)[3])
+    (original,) = np.flatnonzero(glyphs.train.sample_ids == judges.sample_ids[row])
+    assert (judges.images[row] == glyphs.train.images[int(original)]).all()
+
+
+def test_subset_takes_the_same_images_of_every_class_each_time(glyphs: ProtocolData) -> None:
+    few = recommend.at_most(glyphs.train, 5)
+    assert set(few.counts().values()) == {50, 55, 0}
+    assert (few.sample_ids == recommend.at_most(glyphs.train, 5).sample_ids).all()
+    assert recommend.at_most(glyphs.train, None) is glyphs.train
+
+
+def test_single_negative_class_cannot_be_split(glyphs: ProtocolData) -> None:
+    one = np.flatnonzero(is_known(glyphs.train.labels) | (glyphs.train.groups == "A"))
+    few = ProtocolData(**{**vars(glyphs), "train": glyphs.train.subset(one)})
+    with pytest.raises(ValueError, match="at least 2"):
+        recommend.hide_negatives(few)
+
+
+def row_of(arm: str, seed: int, **by_score: float | None) -> dict[str, Any]:
+    ccr = {score: {"0.001": None, "0.01": 0.1, "0.1": 0.1} for score in ALL_SCORES}
+    ccr |= {score: {"0.001": 1.0, "0.01": v, "0.1": v} for score, v in by_score.items()}
+    return {
+        "arm": arm, "seed": seed, "loss": arm, "options": {}, "preset": "modern", "ccr_at_fpr": ccr,
+    }  # fmt: skip
+
+
+def test_largest_mean_over_the_seeds_wins_and_says_its_score() -> None:
+    rows = [
+        row_of("a", 1, softmax=0.9), row_of("b", 1, neco=0.8), row_of("a", 2, softmax=0.5),
+        row_of("b", 2, neco=0.7),
+    ]  # fmt: skip
+    chosen = recommend.choose(rows)
+    assert (chosen["loss"], chosen["score"]) == ("b", "neco")
+    assert chosen["mean_ccr"] == pytest.approx(0.75)
+
+
+def test_unreached_rate_and_divergence_cost_the_choice() -> None:
+    rows = [row_of("a", 1, softmax=None), row_of("b", 1, energy=0.2)]
+    assert recommend.choose(rows)["loss"] == "b"
+    diverged = row_of("b", 2) | {"diverged": "nan"}
+    assert recommend.choose([*rows, row_of("a", 2), diverged])["loss"] == "a"
+    with pytest.raises(ValueError, match="nothing to recommend"):
+        recommend.choose([diverged])
+
+
+def test_command_judges_each_candidate_on_the_hidden_classes(
+    glyphs: ProtocolData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen = []
+
+    def train(config, *, data, **_):
+        if config.loss == "os":
+            raise TrainingDiverged("the loss of os is nan")
+        seen.append(data)
+        return SimpleNamespace(folder=tmp_path)
+
+    def figures(scored):
+        values = {"0.001": None, "0.01": 0.5, "0.1": 0.75}
+        ccr = {score: {"unknown": values} for score in ALL_SCORES}
+        return {"accuracy": 0.9, "ccr_at_fpr": ccr, "count": {"known": 3, "unknown": 4}}
+
+    monkeypatch.setattr("training.runs.load_protocol", lambda *_, **__: glyphs)
+    monkeypatch.setattr(recommend, "train", train)
+    monkeypatch.setattr(recommend, "scoring_classifier", lambda *_, **__: None)
+    monkeypatch.setattr(recommend, "score_split", lambda *_, **__: None)
+    monkeypatch.setattr(recommend, "open_set_figures", figures)
+    target = tmp_path / "out.json"
+    arguments = ["--json", str(target), "--candidates", "eos", "os", "cos_eos"]
+    assert recommend.main(arguments) == 0
+    written = json.loads(target.read_text())
+    assert written["chosen"] == {
+        "loss": "eos", "options": {}, "preset": "modern", "score": "softmax", "mean_ccr": 0.625,
+    }  # fmt: skip
+    assert "diverged" in written["rows"][1]
+    assert len(seen) == 2
+    for data in seen:
+        assert not set("BDFJM") & set(data.train.groups)
+        assert set("ACEHKN") <= set(data.train.groups)
+    assert "0.6250" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+def test_recommended_is_a_configuration_like_any_other(protocol: str) -> None:
+    choice = RECOMMENDATIONS[protocol]
+    config = make_config(protocol, "recommended", device="cpu")
+    assert (config.loss, config.preset) == (choice.loss, choice.preset)
+    assert config.scores == list(choice.scores)
+    assert set(choice.scores) <= set(ALL_SCORES)
+    config.build_model(12)
+    ours = make_config(
+        protocol, "recommended", device="cpu", preset="thesis", options={"scores": "logit,energy"}
+    )
+    assert (ours.preset, ours.scores) == ("thesis", ["logit", "energy"])
+    assert build_parser().parse_args(["--protocol", protocol, "--loss", "recommended"])
+
+
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+def test_recommendation_is_what_its_evidence_chose(protocol: str) -> None:
+    choice = RECOMMENDATIONS[protocol]
+    if choice.evidence.startswith("none yet"):
+        assert choice.provisional
+        return
+    chosen = json.loads((ROOT / choice.evidence).read_text())["chosen"]
+    assert (choice.loss, choice.preset, choice.options) == (
+        chosen["loss"],
+        chosen["preset"],
+        chosen["options"],
+    )
+    assert list(choice.scores) == [chosen["score"]]
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"), [("C-1", 11), ("C", 12), (0, 12), ("C+1", 13), ("4C", 48), (512, 512)]
+)
+def test_feature_dimension_may_follow_the_classes(wish: Any, expected: int) -> None:
+    config = make_config("toy", "cos_eos", device="cpu", options={"feature_dim": wish})
+    assert config.build_model(12)[1].weight.shape == (12, expected)
+
+
+@pytest.mark.parametrize("wish", ["2C", -3, 1.5])
+def test_other_feature_dimensions_are_refused(wish: Any) -> None:
+    config = make_config("toy", "cos_eos", device="cpu", options={"feature_dim": wish})
+    with pytest.raises(ValueError, match="feature_dim must be"):
+        config.build_model(12)
+
+
+def test_scores_stay_out_of_a_runs_name() -> None:
+    plain, more = (
+        make_config("glyphs", "cos_eos", device="cpu", options=options)
+        for options in ({}, {"scores": "all"})
+    )
+    assert plain.name == more.name
+    assert plain.scores is None
+    assert more.scores == list(ALL_SCORES)
+
+
+@pytest.mark.parametrize("cure", [*sorted(CURES), "candidates"])
+def test_every_arm_builds_and_no_two_are_one_run(cure: str) -> None:
+    arms = CANDIDATES if cure == "candidates" else CURES[cure]
+    names = set()
+    for arm in arms:
+        config = make_config(
+            "glyphs", arm.loss, preset=arm.preset, options=dict(arm.options), device="cpu"
+        )
+        config.build_model(10)
+        names.add(config.name)
+        assert arm.loss in LOSSES
+        assert arm.preset in PRESETS
+    assert len(names) == len({arm.name for arm in arms}) == len(arms)
+
+
+def test_diverged_arm_has_its_row_and_the_others_their_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(config, **_):
+        if config.loss_options.get("detach_radial"):
+            raise TrainingDiverged("nan")
+        return SimpleNamespace(folder=tmp_path)
+
+    monkeypatch.setattr(cures, "train", train)
+    scored = scored_at(KNOWN_DEG, FOREIGN_DEG)
+    monkeypatch.setattr(cures, "score_test", lambda *_, **__: scored)
+    arguments = ["--cure", "arc_os", "--json", str(tmp_path / "rows.json")]
+    assert cures.main(arguments) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [("diverged" in row) for row in rows] == [False, False, True, False, False]
+    assert rows[0]["ccr_at_fpr"]["softmax"]["unknown"]["0.1"] is None
+    assert rows[0]["mean_magnitude"]["unknown"] == pytest.approx(2)
+    assert "diverged" in capsys.readouterr().out
+    assert cures.main([*arguments, "--arms", "norm_os (no margin)"]) == 0
+    assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 1
+    assert cures.main([*arguments, "--arms", "norm_os"]) == 1

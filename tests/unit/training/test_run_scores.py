@@ -1,0 +1,163 @@
+"""Scores of a run from training data to artifact and report: fitted where, chosen where, judged with which state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from openset.artifact import CALIBRATION, load_artifact, read_card
+from openset.calibration import load_score_sets
+from openset.fitted_scores import ALL_SCORES, FITTED_SCORES
+from openset.labels import NEGATIVE, UNKNOWN, is_known
+from tests.factories import DIGITS, character_data
+from training import evaluate as evaluate_module
+from training import export as export_module
+from training import score_fitting
+from training.data import ProtocolData
+from training.engine import Trainer, prepare_folder
+from training.evaluate import evaluate
+from training.export import export
+from training.runs import Run, make_config
+from training.scoring import score_split
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The parts that were loaded, call by call."""
+    asked: list[tuple[str, ...]] = []
+
+    def protocol_data(self: Run, parts: Any = ()) -> ProtocolData:
+        asked.append(tuple(parts))
+        return DATA
+
+    monkeypatch.setattr(Run, "protocol_data", protocol_data)
+    return asked
+
+
+DATA = character_data(
+    train=(*range(10), NEGATIVE), validation=(*range(10), *[NEGATIVE] * 10),
+    test=(*range(10), NEGATIVE, UNKNOWN), count=20,
+)  # fmt: skip
+
+
+def run_of(tmp_path: Path, **options: Any) -> Run:
+    config = make_config("glyphs", "cos_eos", epochs=1, device="cpu", name="small", options=options)
+    prepare_folder(tmp_path / "small", config)
+    Trainer(config, DATA, tmp_path / "small", show_progress=False).save("last.pt")
+    return Run(tmp_path / "small")
+
+
+@pytest.fixture
+def exported(tmp_path: Path, loaded: list[tuple[str, ...]]) -> Run:
+    run = run_of(tmp_path)
+    export(run, fpr=0.1, scores=ALL_SCORES, show_progress=False)
+    return run
+
+
+def test_default_export_loads_no_training_data_and_holds_no_state(
+    tmp_path: Path, loaded: list[tuple[str, ...]]
+) -> None:
+    run = run_of(tmp_path)
+    export(run, fpr=0.1, show_progress=False)
+    assert loaded == [("validation",)]
+    assert read_card(run.artifact).scores == ["softmax", "logit"]
+    with safe_open(run.artifact / "weights.safetensors", framework="numpy") as weights:
+        assert {name.partition(".")[0] for name in weights.keys()} == {"network", "head"}  # noqa: SIM118
+
+
+def test_state_is_fitted_on_known_training_images_alone(exported: Run) -> None:
+    plain = exported.classifier(DATA)
+    knowns = DATA.train.subset(is_known(DATA.train.labels).nonzero()[0])
+    scored = score_split(plain, knowns, DATA.preprocessing, show_progress=False)
+    arrays = [torch.from_numpy(a) for a in (scored.features, scored.predictions, scored.labels)]
+    stored = load_artifact(exported.artifact).fitted
+    for name, kind in FITTED_SCORES.items():
+        expected = kind.fit(*arrays, len(DIGITS)).state_dict()
+        for tensor, value in stored[name].state_dict().items():
+            torch.testing.assert_close(value, expected[tensor], atol=1e-6, rtol=1e-5)
+
+
+def test_no_class_gives_more_than_its_share_to_the_state(
+    tmp_path: Path, loaded: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def record(classifier, split, *rest, **options):
+        seen.append(split)
+        return score_split(classifier, split, *rest, **options)
+
+    monkeypatch.setattr(score_fitting, "SAMPLES_PER_CLASS", 7)
+    monkeypatch.setattr(score_fitting, "score_split", record)
+    run = run_of(tmp_path)
+    score_fitting.fit_scores(["neco"], run.classifier(DATA), DATA, show_progress=False)
+    assert seen[0].counts() == {"known": 70, "negative": 0, "unknown": 0}
+
+
+def test_export_offers_every_score_and_names_its_choice(exported: Run) -> None:
+    card = read_card(exported.artifact)
+    assert card.scores == list(ALL_SCORES)
+    selection = card.training["score_selection"]["ccr"]
+    assert set(selection) == set(ALL_SCORES)
+    best = max(value or 0.0 for value in selection.values())
+    assert (selection[card.default_score] or 0.0) == best
+    assert card.factory is not None
+    assert card.factory["score_type"] == card.default_score
+    (score_set,) = load_score_sets(exported.artifact / CALIBRATION).values()
+    assert set(score_set.scores) == set(ALL_SCORES)
+
+
+def test_evaluation_judges_the_artifacts_own_state(
+    exported: Run, loaded: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded.clear()
+    monkeypatch.setattr(score_fitting, "fit_scores", lambda *_, **__: pytest.fail("fitted anew"))
+    report = evaluate(exported, show_progress=False)
+    assert loaded == [("test",)]
+    assert set(report["scores"]) == set(ALL_SCORES)
+    assert report["factory"]["operating_point"] == read_card(exported.artifact).factory
+
+
+def test_evaluation_of_a_run_without_artifact_fits_what_it_is_asked_for(
+    tmp_path: Path, loaded: list[tuple[str, ...]]
+) -> None:
+    report = evaluate(run_of(tmp_path), scores=["softmax", "ghost"], show_progress=False)
+    assert loaded == [("train", "test")]
+    assert set(report["scores"]) == {"softmax", "ghost"}
+
+
+def test_state_of_another_model_is_not_used(exported: Run, loaded: list[tuple[str, ...]]) -> None:
+    state = exported.load_checkpoint()
+    state["model"]["head.weight"] += 0.1
+    torch.save(state, exported.folder / "last.pt")
+    assert score_fitting.scores_in_artifact(exported, "last") == {}
+
+
+def test_threshold_of_a_score_that_was_not_evaluated_is_not_judged(
+    tmp_path: Path, loaded: list[tuple[str, ...]]
+) -> None:
+    run = run_of(tmp_path)
+    export(run, fpr=0.1, scores=["energy"], show_progress=False)
+    report = evaluate(run, scores=["softmax"], show_progress=False)
+    assert report["factory"] is None
+    assert any("energy, which was not evaluated" in note for note in report["notes"])
+
+
+def test_run_is_exported_and_evaluated_with_the_scores_it_was_configured_for(
+    tmp_path: Path, loaded: list[tuple[str, ...]]
+) -> None:
+    run = run_of(tmp_path, scores="neco")
+    assert set(evaluate(run, show_progress=False)["scores"]) == {"softmax", "logit", "neco"}
+    export(run, fpr=0.1, show_progress=False)
+    assert read_card(run.artifact).default_score == "neco"
+
+
+@pytest.mark.parametrize("module", [export_module, evaluate_module])
+def test_misspelt_score_is_refused_with_the_list(
+    module: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert module.main(["--run", str(tmp_path), "--scores", "softmax,goast"]) == 1
+    assert "neco, got goast" in caplog.records[-1].message

@@ -1,0 +1,103 @@
+"""What is compared: for each cure its baseline and its variants, and the candidates for ``recommended``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: for tables.
+        loss: entry of ``training.losses.LOSSES``.
+        options: of the loss, network or preset.
+        preset: entry of ``training.runs.PRESETS``.
+    """
+
+    name: str
+    loss: str
+    options: dict[str, Any] = field(default_factory=dict)
+    preset: str = "thesis"
+
+
+def _sweep(loss: str, option: str, values: tuple[Any, ...], **others: Any) -> list[Arm]:
+    return [Arm(f"{loss}, {option}={value}", loss, {option: value, **others}) for value in values]
+
+
+# The first arm of each is the baseline. P1's scale: there lambda = .01 lies below the bound of both margins.
+CURES: dict[str, list[Arm]] = {
+    "arc_os": [
+        Arm("norm_os (no margin)", "norm_os", {"scale": 17}),
+        Arm("arc_os", "arc_os", {"scale": 17}),
+        Arm("arc_os, detach_radial", "arc_os", {"scale": 17, "detach_radial": True}),
+        Arm(
+            "arc_os, lambda above bound", "arc_os", {"scale": 17, "magnitude_weight": "above_bound"}
+        ),
+        Arm("arc_os, margin warm-up", "arc_os", {"scale": 17, "margin_warmup_epochs": 2}),
+    ],
+    "arc_os_stress": [
+        Arm("norm_os, lambda=.001", "norm_os", {"scale": 17, "magnitude_weight": 0.001}),
+        *(
+            Arm(f"arc_os, lambda=.001{name}", "arc_os", {"scale": 17, "magnitude_weight": 0.001, **more})
+            for name, more in (
+                ("", {}), (", detach_radial", {"detach_radial": True}),
+                (", margin warm-up", {"margin_warmup_epochs": 2}),
+            )
+        ),
+        Arm("arc_os, lambda above bound", "arc_os", {"scale": 17, "magnitude_weight": "above_bound"}),
+    ],
+    "feature_dim": [
+        arm
+        for loss in ("cos_eos", "arc_eos", "norm_eos")
+        for arm in (
+            Arm(f"{loss}, K=C", loss),
+            *(
+                Arm(f"{loss}, K={dim}", loss, {"feature_dim": dim})
+                for dim in ("C-1", "C+1", "4C", 512)
+            ),
+        )
+    ],
+    "scale": [
+        Arm(f"{loss}, s={scale}", loss, {"scale": scale})
+        for loss in ("cos_eos", "arc_eos")
+        for scale in ("thesis", "margin_aware", "adacos", "adacos_dynamic")
+    ],
+    "background": [
+        Arm(name, name)
+        for name in (
+            "cos_eos", "arc_eos", "bg", "norm_bg", "cos_bg", "arc_bg", "cos_bg_sfn", "arc_bg_sfn",
+        )
+    ],
+    "preset": [
+        Arm(f"{loss}, {preset}", loss, preset=preset)
+        for loss in ("cos_eos", "arc_eos", "os", "softmax")
+        for preset in ("thesis", "modern")
+    ],
+    "margin": [
+        *_sweep("cos_eos", "cosine_margin", (0.0, 0.1, 0.2, 0.35, 0.5)),
+        *_sweep("arc_eos", "angular_margin", (0.0, 0.15, 0.3, 0.5, 0.7)),
+        *_sweep("cos_os", "cosine_margin", (0.0, 0.1, 0.2, 0.35, 0.5)),
+    ],
+    "magnitude_weight": [
+        *_sweep("cos_os", "magnitude_weight", (0.01, 0.001, 0.003, 0.03, 0.1)),
+        *_sweep("arc_os", "magnitude_weight", (0.01, 0.001, 0.003, 0.03, 0.1)),
+    ],
+}  # fmt: skip
+
+# What competes to be recommended: the thesis' best families, the cures that can be combined with them, both presets.
+CANDIDATES: list[Arm] = [
+    Arm("eos", "eos", preset="modern"),
+    Arm("os", "os", preset="modern"),
+    Arm("cos_os", "cos_os", {"detach_radial": True}, preset="modern"),
+    Arm("norm_eos", "norm_eos", preset="modern"),
+    Arm("cos_eos", "cos_eos", preset="modern"),
+    Arm("arc_eos", "arc_eos", preset="modern"),
+    Arm("cos_eos, margin_aware", "cos_eos", {"scale": "margin_aware"}, preset="modern"),
+    Arm("cos_bg", "cos_bg", preset="modern"),
+    Arm("arc_bg", "arc_bg", preset="modern"),
+    Arm("cos_eos, thesis", "cos_eos"),
+    Arm("os, thesis", "os"),
+]

@@ -1,0 +1,210 @@
+"""Train a cure's baseline and variants and put their open-set figures side by side: ``python -m training.cures --cure scale``.
+
+Finished runs are taken as they are, an interrupted command continues. Figures are of the test part; nothing is chosen here
+(``training.recommend`` chooses, without the test).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from openset import metrics
+from openset.fitted_scores import ALL_SCORES
+from openset.labels import GROUP_NAMES, is_known
+from training.arms import CURES, Arm
+from training.engine import TrainingDiverged
+from training.evaluate import score_test
+from training.runs import RUNS, make_config, write_atomically
+from training.scoring import Scored
+from training.train import train
+
+logger = logging.getLogger(__name__)
+
+FPR_TARGETS = (1e-3, 1e-2, 1e-1)
+_TABLE_WIDTH = 120
+
+
+def open_set_figures(scored: Scored) -> dict[str, Any]:
+    """Accuracy, CCR@FPR by score and foreign group, and magnitudes by group of scored samples."""
+    known = is_known(scored.labels)
+    masks = {"known": known}
+    masks |= {
+        name: mask for label, name in GROUP_NAMES.items() if (mask := scored.labels == label).any()
+    }
+    magnitudes = np.linalg.norm(scored.features, axis=1)
+    return {
+        "accuracy": metrics.accuracy(scored.predictions, scored.labels),
+        "ccr_at_fpr": {
+            name: {
+                group: {
+                    f"{target:g}": metrics.ccr_at_fpr(
+                        metrics.oscr_curve(
+                            scores, scored.predictions, scored.labels, against=label
+                        ),
+                        max_fpr=target,
+                    )
+                    for target in FPR_TARGETS
+                }
+                for label, group in GROUP_NAMES.items()
+                if group in masks
+            }
+            for name, scores in scored.scores.items()
+        },
+        "mean_magnitude": {name: float(magnitudes[mask].mean()) for name, mask in masks.items()},
+        "count": {name: int(mask.sum()) for name, mask in masks.items()},
+    }
+
+
+def compare_arms(
+    arms: Sequence[Arm],
+    *,
+    protocol: str,
+    epochs: int | None,
+    seeds: Sequence[int],
+    data: Path | None,
+    options: dict[str, Any],
+    runs: Path,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Train and score every arm with every seed; one row each. A diverged run has a row that says so."""
+    rows = []
+    for seed in seeds:
+        for arm in arms:
+            config = make_config(
+                protocol, arm.loss, preset=arm.preset, seed=seed, epochs=epochs, data=data, device=device,
+                options={**options, **arm.options},
+            )  # fmt: skip
+            row: dict[str, Any] = {
+                "arm": arm.name, "loss": arm.loss, "options": arm.options, "preset": arm.preset, "seed": seed,
+                "epochs": config.epochs, "run": config.name,
+            }  # fmt: skip
+            try:
+                run = train(config, runs=runs, show_progress=False)
+                scored = score_test(
+                    run, device=config.device, scores=ALL_SCORES, show_progress=False
+                )
+                row |= open_set_figures(scored)
+            except TrainingDiverged as error:
+                row["diverged"] = str(error)
+            rows.append(row)
+            logger.info(
+                "%d of %d, %s, seed %d: %s", len(rows), len(arms) * len(seeds), arm.name, seed,
+                row.get("diverged") or f"accuracy {row['accuracy']:.4f}",
+            )  # fmt: skip
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]], title: str, score: str = "softmax") -> None:
+    """CCR@FPR against unknowns, accuracy and mean magnitudes, one line an arm and seed."""
+    table = Table(title=title)
+    for heading in ("arm", "seed"):
+        table.add_column(heading)
+    for heading in (*(f"{t:g}" for t in FPR_TARGETS), "Acc", "|known|", "|negative|", "|unknown|"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if "diverged" in row:
+            table.add_row(row["arm"], str(row["seed"]), *["diverged"] * 7)
+            continue
+        cells = [*row["ccr_at_fpr"][score]["unknown"].values(), row["accuracy"]]
+        lengths = [row["mean_magnitude"].get(g) for g in ("known", "negative", "unknown")]
+        table.add_row(
+            row["arm"],
+            str(row["seed"]),
+            *("-" if v is None else f"{v:.4f}" for v in cells),
+            *("-" if v is None else f"{v:.2f}" for v in lengths),
+        )
+    print_wide(table)
+
+
+def print_wide(table: Table) -> None:
+    """Print a table of many columns; a narrow terminal wraps its lines, but no cell is cut."""
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
+    console.print(table)
+
+
+def build_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Arguments that every comparison of arms has."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--protocol", default="glyphs")
+    parser.add_argument("--epochs", type=int, help="default: the protocol's")
+    parser.add_argument(
+        "--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[42]
+    )
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--digits", choices=("emnist", "mnist"), help="of toy")
+    parser.add_argument("--size", choices=("full", "small"), help="of glyphs; default: full")
+    parser.add_argument("--image-size", type=int, help="of p1-p3")
+    parser.add_argument("--allow-missing-classes", action="store_true", help="of p1-p3")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, help="where the rows go; default: beside the runs")
+    return parser
+
+
+def data_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Options of the data among the arguments; precision follows the device."""
+    given = {
+        key: getattr(arguments, key)
+        for key in ("digits", "size", "image_size")
+        if getattr(arguments, key) is not None
+    }
+    missing = {"allow_missing_classes": True} if arguments.allow_missing_classes else {}
+    return {"precision": "auto", **given, **missing}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = build_parser("python -m training.cures", __doc__)
+    parser.add_argument("--cure", required=True, choices=sorted(CURES))
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="some of its arms; default: all")
+    parser.add_argument("--runs", type=Path, default=RUNS / "cures")
+    parser.add_argument("--score", choices=ALL_SCORES, default="softmax", help="of the table")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    arms = CURES[arguments.cure]
+    try:
+        if unknown := set(arguments.arms or []) - {arm.name for arm in arms}:
+            raise ValueError(
+                f"{arguments.cure} has no arm {'; '.join(sorted(unknown))}; it has: {'; '.join(a.name for a in arms)}"
+            )
+        rows = compare_arms(
+            [arm for arm in arms if arguments.arms is None or arm.name in arguments.arms],
+            protocol=arguments.protocol,
+            epochs=arguments.epochs,
+            seeds=arguments.seeds,
+            data=arguments.data,
+            options=data_options(arguments),
+            runs=arguments.runs,
+            device=arguments.device,
+        )
+    except (ValueError, OSError) as error:
+        logger.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("interrupted; the same command continues where it stopped")
+        return 130
+    title = (
+        f"{arguments.protocol}, {arguments.cure}: CCR at FPR on unknowns, {arguments.score} score"
+    )
+    print_table(rows, title, arguments.score)
+    target = arguments.json or arguments.runs / f"{arguments.cure}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"cure": arguments.cure, "protocol": arguments.protocol, **data_options(arguments)}
+    write_atomically(target, json.dumps(settings | {"rows": rows}, indent=2) + "\n")
+    logger.info("written: %s", target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""Choose the recommended loss, options, preset and score of a protocol: ``python -m training.recommend --protocol glyphs``.
+
+Nothing of the test is read. Every second negative class is hidden from training and stands in for the unknown classes: a
+candidate is judged by how it tells known images of the validation's selection part from *training* images of the hidden
+classes, which it has not seen. So neither unknown classes nor the images that will calibrate the recommended model take
+part in its choice. The model itself is then trained with all negatives.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from openset.fitted_scores import ALL_SCORES
+from openset.labels import NEGATIVE, UNKNOWN, is_known
+from training.arms import CANDIDATES, Arm
+from training.cures import build_parser, data_options, open_set_figures, print_wide
+from training.data import ImageFiles, MissingClasses, ProtocolData, Split, split_validation
+from training.engine import TrainingDiverged
+from training.runs import RUNS, make_config, write_atomically
+from training.score_fitting import scoring_classifier
+from training.scoring import score_split
+from training.train import train
+
+logger = logging.getLogger(__name__)
+
+# A candidate's figure is the mean CCR at these false-positive rates.
+CRITERION = (1e-2, 1e-1)
+_SUBSET_SEED = 20234
+
+
+def hide_negatives(data: ProtocolData) -> tuple[ProtocolData, Split]:
+    """Every second negative class, in order of the names, taken out of training and validation.
+
+    Returns:
+        The data without them, and the judges: known images of the validation's selection part (labels as they are) and
+        the hidden classes' training images (label UNKNOWN: to the candidate they are).
+
+    Raises:
+        ValueError: fewer than two negative classes.
+    """
+    train, validation = data.train, data.validation
+    negatives = np.unique(train.groups[train.labels == NEGATIVE])
+    if len(negatives) < 2:
+        raise ValueError(
+            f"hiding negative classes needs at least 2 of them in training, got {len(negatives)}"
+        )
+    hidden = negatives[1::2]
+    parts = split_validation(validation.groups, verify_share=0.0, best=False)
+    selection = validation.subset(parts.selection)
+    knowns = selection.subset(np.flatnonzero(is_known(selection.labels)))
+    foreign = train.subset(np.flatnonzero(np.isin(train.groups, hidden)))
+    shown = {
+        part: split.subset(np.flatnonzero(~np.isin(split.groups, hidden)))
+        for part, split in (("train", train), ("validation", validation))
+    }
+    return replace(data, **shown), _joined(knowns, foreign)
+
+
+def at_most(split: Split, per_class: int | None) -> Split:
+    """A fixed random choice of at most ``per_class`` samples of every class; all of them for None."""
+    if per_class is None:
+        return split
+    random = np.random.default_rng(_SUBSET_SEED)
+    chosen = [
+        random.permutation(np.flatnonzero(split.groups == group))[:per_class]
+        for group in np.unique(split.groups)
+    ]
+    return split.subset(np.sort(np.concatenate(chosen)))
+
+
+def _joined(knowns: Split, foreign: Split) -> Split:
+    images: torch.Tensor | ImageFiles
+    if isinstance(knowns.images, ImageFiles):
+        assert isinstance(foreign.images, ImageFiles)
+        images = replace(knowns.images, paths=[*knowns.images.paths, *foreign.images.paths])
+    else:
+        assert isinstance(foreign.images, torch.Tensor)
+        images = torch.cat([knowns.images, foreign.images])
+    return Split(
+        images,
+        np.concatenate([knowns.labels, np.full(len(foreign), UNKNOWN)]),
+        np.concatenate([knowns.groups, foreign.groups]),
+        np.concatenate([knowns.sample_ids, foreign.sample_ids]),
+    )
+
+
+def judge(
+    arms: Sequence[Arm],
+    *,
+    protocol: str,
+    epochs: int | None,
+    seeds: Sequence[int],
+    data: Path | None,
+    options: dict[str, Any],
+    runs: Path,
+    device: str = "auto",
+    per_class: int | None = None,
+) -> list[dict[str, Any]]:
+    """Train every candidate without the hidden classes and judge it; one row each.
+
+    ``per_class`` training images of every class stand for all of them, where there is no time for more.
+    """
+    rows = []
+    for seed in seeds:
+        for arm in arms:
+            config = make_config(
+                protocol, arm.loss, preset=arm.preset, seed=seed, epochs=epochs, data=data, device=device,
+                options={**options, **arm.options},
+            )  # fmt: skip
+            hidden = "-hidden" if per_class is None else f"-hidden-n{per_class}"
+            config = replace(config, name=config.name + hidden)
+            data_of_all = config.load_data(("train", "validation"))
+            shown, judges = hide_negatives(
+                replace(data_of_all, train=at_most(data_of_all.train, per_class))
+            )
+            row: dict[str, Any] = {
+                "arm": arm.name, "loss": arm.loss, "options": arm.options, "preset": arm.preset, "seed": seed,
+                "epochs": config.epochs, "run": config.name,
+            }  # fmt: skip
+            try:
+                run = train(config, runs=runs, show_progress=False, data=shown)
+                classifier = scoring_classifier(
+                    run, shown, ALL_SCORES, device=config.device, show_progress=False
+                )
+                scored = score_split(
+                    classifier, judges, shown.preprocessing, workers=config.workers, show_progress=False
+                )  # fmt: skip
+                figures = open_set_figures(scored)
+                row |= {
+                    "accuracy": figures["accuracy"],
+                    "ccr_at_fpr": {
+                        name: groups["unknown"] for name, groups in figures["ccr_at_fpr"].items()
+                    },
+                    "count": {
+                        "known": figures["count"]["known"], "hidden": figures["count"]["unknown"],
+                    },
+                }  # fmt: skip
+            except TrainingDiverged as error:
+                row["diverged"] = str(error)
+            rows.append(row)
+            logger.info(
+                "%d of %d, %s, seed %d: %s", len(rows), len(arms) * len(seeds), arm.name, seed,
+                row.get("diverged") or f"accuracy {row['accuracy']:.4f}",
+            )  # fmt: skip
+    return rows
+
+
+def figure_of_merit(ccr_at_fpr: dict[str, float | None]) -> float:
+    """Mean CCR over the criterion's rates, for ranking only: a rate that is not reached counts as 0."""
+    values = [ccr_at_fpr[f"{target:g}"] for target in CRITERION]
+    return sum(0.0 if value is None else value for value in values) / len(values)
+
+
+def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The candidate and score with the largest mean figure over the seeds; the earlier candidate and score where they tie.
+
+    Raises:
+        ValueError: every candidate diverged with some seed.
+    """
+    ranking: dict[tuple[str, str], list[float]] = {}
+    arms: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        arms.setdefault(row["arm"], row)
+        for score in ALL_SCORES:
+            # A candidate that diverges with one seed is no recommendation.
+            value = -np.inf if "diverged" in row else figure_of_merit(row["ccr_at_fpr"][score])
+            ranking.setdefault((row["arm"], score), []).append(float(value))
+    means = {key: sum(values) / len(values) for key, values in ranking.items()}
+    (name, score), value = max(means.items(), key=lambda item: item[1])
+    if not np.isfinite(value):
+        raise ValueError("every candidate diverged with some seed; there is nothing to recommend")
+    arm = arms[name]
+    return {
+        "loss": arm["loss"],
+        "options": arm["options"],
+        "preset": arm["preset"],
+        "score": score,
+        "mean_ccr": value,
+    }
+
+
+def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Mean CCR of each candidate by score."""
+    table = Table(title=title)
+    for heading in ("candidate", "seed"):
+        table.add_column(heading)
+    for heading in ALL_SCORES:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = (
+            ["diverged"] * len(ALL_SCORES)
+            if "diverged" in row
+            else [f"{figure_of_merit(row['ccr_at_fpr'][score]):.4f}" for score in ALL_SCORES]
+        )
+        table.add_row(row["arm"], str(row["seed"]), *cells)
+    print_wide(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = build_parser("python -m training.recommend", __doc__)
+    parser.add_argument("--runs", type=Path, default=RUNS / "recommend")
+    parser.add_argument(
+        "--per-class", type=int, help="training images of each class; default: all of them"
+    )
+    names = [arm.name for arm in CANDIDATES]
+    parser.add_argument(
+        "--candidates",
+        nargs="+",
+        metavar="NAME",
+        choices=names,
+        default=names,
+        help=f"default: all: {'; '.join(names)}",
+    )
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    try:
+        rows = judge(
+            [arm for arm in CANDIDATES if arm.name in arguments.candidates],
+            protocol=arguments.protocol,
+            epochs=arguments.epochs,
+            seeds=arguments.seeds,
+            data=arguments.data,
+            options=data_options(arguments),
+            runs=arguments.runs,
+            device=arguments.device,
+            per_class=arguments.per_class,
+        )
+        chosen = choose(rows)
+    except (ValueError, OSError, MissingClasses) as error:
+        logger.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("interrupted; the same command continues where it stopped")
+        return 130
+    rates = " and ".join(f"{target:g}" for target in CRITERION)
+    title = (
+        f"{arguments.protocol}: mean CCR at FPR {rates} on negative classes hidden from training"
+    )
+    print_table(rows, title)
+    target = arguments.json or arguments.runs / f"{arguments.protocol}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "protocol": arguments.protocol, **data_options(arguments), "per_class": arguments.per_class,
+        "criterion": list(CRITERION), "chosen": chosen, "rows": rows,
+    }  # fmt: skip
+    write_atomically(target, json.dumps(content, indent=2) + "\n")
+    logger.info("recommended: %s; written: %s", chosen, target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""One recommended default per protocol: loss, options, preset and score; ``LOSS=recommended`` trains it.
+
+Each was chosen by ``python -m training.recommend`` on training and validation data alone: no image of the test and no
+unknown class took part. The evidence is a file of the measured rows; an entry without enough of it is provisional.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+RECOMMENDED = "recommended"
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What a user should take who has no reason for anything else.
+
+    Attributes:
+        loss: entry of ``training.losses.LOSSES``.
+        preset: entry of ``training.runs.PRESETS``.
+        scores: what the model is exported with; the export chooses among them on its selection part.
+        evidence: file of the rows it was chosen from, or why there is none yet.
+        provisional: whether the evidence is thin.
+        options: of the loss, network or preset.
+    """
+
+    loss: str
+    preset: str
+    scores: tuple[str, ...]
+    evidence: str
+    provisional: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+_UNMEASURED = "none yet: python -m training.recommend --protocol {} --data DIR --epochs N"
+
+RECOMMENDATIONS: dict[str, Recommendation] = {
+    protocol: Recommendation(
+        "cos_eos",
+        "modern",
+        ("softmax",),
+        evidence=_UNMEASURED.format(protocol),
+        provisional=True,
+    )
+    for protocol in ("glyphs", "toy", "toy_vis", "p1", "p2", "p3")
+}
+
+
+def recommendation(protocol: str) -> Recommendation:
+    """The recommended default of a protocol.
+
+    Raises:
+        ValueError: no such protocol.
+    """
+    if protocol not in RECOMMENDATIONS:
+        raise ValueError(f"protocol must be one of {sorted(RECOMMENDATIONS)}, got {protocol!r}")
+    return RECOMMENDATIONS[protocol]
