@@ -18,6 +18,7 @@ from openset import metrics
 from openset.artifact import WEIGHTS, BrokenArtifact, read_card
 from openset.preprocessing import UnreadableImage
 from training import figures
+from training.contact_sheet import write_contact_sheet
 from training.data import MissingClasses
 from training.report import build_report, print_report
 from training.runs import Run, write_atomically
@@ -69,6 +70,8 @@ def evaluate(
         "counts": data.counts,
     }
     write_atomically(run.folder / "evaluation.json", json.dumps(context, indent=2) + "\n")
+    title = f"{run.config.protocol} · {run.config.loss}"
+    write_contact_sheet(scored, data, run.folder / "figures", title=title)
     return write_report(run)
 
 
