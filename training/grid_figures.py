@@ -156,29 +156,30 @@ def _finish_oscr(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
-    """The comparisons with at least one entry; then every loss with options against itself without."""
-    plain = {entry.loss: entry for entry in entries if not entry.options}
-    panels = [
-        (title, [plain[loss] for loss in losses if loss in plain])
-        for title, losses in _PANELS.items()
-    ]
-    named = {loss for losses in _PANELS.values() for loss in losses}
-    panels.append(("further losses", [plain[loss] for loss in plain if loss not in named]))
-    for loss in dict.fromkeys(entry.loss for entry in entries if entry.options):
-        panels.append((f"{loss} and options", [entry for entry in entries if entry.loss == loss]))
-    shown = [(title, chosen) for title, chosen in panels if chosen]
-    # A panel of one loss that another panel holds as well compares nothing.
-    return [
-        (title, chosen)
-        for title, chosen in shown
-        if len(chosen) > 1
-        or not any(chosen[0] in others and len(others) > 1 for _, others in shown)
-    ]
+    """What belongs into one panel: the comparisons, for each set of options; a loss with all its options; the rest."""
+    panels: list[tuple[str, list[Entry]]] = []
+    by_options: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        by_options.setdefault(entry.label.removeprefix(entry.loss), {})[entry.loss] = entry
+    for options, alike in sorted(by_options.items()):
+        compared = {
+            title: [alike[loss] for loss in losses if loss in alike]
+            for title, losses in _PANELS.items()
+        }
+        panels += [
+            (title + options, chosen) for title, chosen in compared.items() if len(chosen) > 1
+        ]
+    for loss in dict.fromkeys(entry.loss for entry in entries):
+        variants = [entry for entry in entries if entry.loss == loss]
+        panels += [(f"{loss} and options", variants)] if len(variants) > 1 else []
+    shown = {id(entry) for _, chosen in panels for entry in chosen}
+    rest = [entry for entry in entries if id(entry) not in shown]
+    return [*panels, ("others", rest)] if rest else panels
 
 
 def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure | None:
     """One row a comparison, one column a foreign group; bands: least and largest over seeds."""
-    panels = _first_only(_panels(entries))
+    panels = _panels(entries)
     figure = Figure(figsize=(8.6, 2.9 * len(panels) + 0.5), layout="constrained")
     grid = figure.subplots(len(panels), 2, squeeze=False)
     empty = True
@@ -196,23 +197,14 @@ def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure 
             empty = False
             _finish_oscr(axes, curves)
             axes.set(xlabel=f"FPR on {group}", ylabel="CCR", title=title)
-            axes.legend(fontsize=7, loc="lower right")
+            axes.legend(fontsize=7, loc="best")
     figure.suptitle(f"{score} thresholds · {setting.title}", fontsize=9)
     return None if empty else figure
 
 
-def _first_only(panels: list[tuple[str, list[Entry]]]) -> list[tuple[str, list[Entry]]]:
-    """Drop a panel whose losses all stand together in an earlier one."""
-    kept: list[tuple[str, list[Entry]]] = []
-    for title, chosen in panels:
-        if not any(set(map(id, chosen)) <= set(map(id, others)) for _, others in kept):
-            kept.append((title, chosen))
-    return kept
-
-
 def draw_thresholds(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
     """Softmax (solid) and logit (dashed) thresholds of each model, on unknowns."""
-    panels = _first_only(_panels(entries))
+    panels = _panels(entries)
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.9 * columns, 3.1 * rows + 0.5), layout="constrained")
@@ -231,7 +223,7 @@ def draw_thresholds(setting: Setting, entries: Sequence[Entry]) -> Figure | None
             empty = False
             _finish_oscr(axes, curves)
             axes.set(xlabel="FPR on unknowns", ylabel="CCR", title=title)
-            axes.legend(fontsize=7, loc="lower right")
+            axes.legend(fontsize=7, loc="best")
     for axes in axes_list[len(panels) :]:
         axes.set_axis_off()
     figure.suptitle(f"solid: softmax, dashed: logit thresholds · {setting.title}", fontsize=9)
@@ -262,7 +254,7 @@ def draw_digits(setting: Setting, mnist: Sequence[Entry], emnist: Sequence[Entry
             _angles_of(grid[1 + number][column], entry, f"{entry.label}, {name} digits")
         _finish_oscr(grid[0][column], curves)
         grid[0][column].set(xlabel="FPR", ylabel="CCR", title=pair[0].label)
-        grid[0][column].legend(fontsize=7, loc="lower right")
+        grid[0][column].legend(fontsize=7, loc="best")
     figure.suptitle(f"the source of the digits · {setting.title}".replace("MNIST digits, ", ""))
     return figure
 

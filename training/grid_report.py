@@ -95,7 +95,11 @@ def _sections(
     parts += _comparison(published, entries, figures)
     for setting, others in settings.items():
         if setting != published:
-            parts += [f"## {setting.title}", _caution(setting), grid_tables.setting_table(others)]
+            parts += [f"## {setting.title}", _caution(setting)]
+            parts += [
+                "CCR against **unknowns**, softmax scores.",
+                grid_tables.setting_table(others),
+            ]
             parts += _comparison(setting, others, figures)
     parts += _digits(settings, figures)
     parts += _pictures(figures)

@@ -148,17 +148,16 @@ def bootstrap_by_class(
     right = _reaching(values[sample.known][correct], known_weights[:, correct], thresholds)
     foreign_totals = foreign_draws @ foreign_weights.sum(axis=1)
     known_totals = known_draws @ known_weights.sum(axis=1)
-    replicates = {f"{target:g}": np.full(repeats, np.nan) for target in targets}
+    replicates = {}
     for target in targets:
-        result = replicates[f"{target:g}"]
-        for number, row in enumerate(accepted):
-            allowed = metrics.allowed_count(target, int(foreign_totals[number]), rule)
-            last = int(np.searchsorted(row, allowed, side="right")) - 1
-            if last < 0 or row[last] == 0:
-                continue
-            # Thresholds at which this replicate has no sample add none: the threshold is the last one that it has.
-            lowest = int(np.searchsorted(row, row[last], side="left"))
-            result[number] = known_draws[number] @ right[:, lowest] / known_totals[number]
+        allowed = [metrics.allowed_count(target, int(total), rule) for total in foreign_totals]
+        within = (accepted <= np.array(allowed)[:, None]).sum(axis=1)
+        reached = np.take_along_axis(accepted, (within - 1).clip(0)[:, None], axis=1)
+        # Thresholds at which a replicate has no sample add none: its threshold is the last one that it has.
+        lowest = (accepted < reached).sum(axis=1)
+        correctly = (known_draws * right[:, lowest].T).sum(axis=1) / known_totals
+        is_reached = (within > 0) & (reached[:, 0] > 0)
+        replicates[f"{target:g}"] = np.where(is_reached, correctly, np.nan)
     replicates[ACCURACY] = known_draws @ known_weights[:, correct].sum(axis=1) / known_totals
     return replicates
 
