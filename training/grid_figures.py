@@ -241,7 +241,7 @@ def draw_digits(setting: Setting, mnist: Sequence[Entry], emnist: Sequence[Entry
     ][:4]
     if not pairs:
         return None
-    figure = Figure(figsize=(3.9 * len(pairs) + 0.6, 8.6), layout="constrained")
+    figure = Figure(figsize=(max(5.4, 3.9 * len(pairs)), 8.6), layout="constrained")
     grid = figure.subplots(3, len(pairs), squeeze=False)
     for column, pair in enumerate(pairs):
         curves = []
@@ -255,7 +255,9 @@ def draw_digits(setting: Setting, mnist: Sequence[Entry], emnist: Sequence[Entry
         _finish_oscr(grid[0][column], curves)
         grid[0][column].set(xlabel="FPR", ylabel="CCR", title=pair[0].label)
         grid[0][column].legend(fontsize=7, loc="best")
-    figure.suptitle(f"the source of the digits · {setting.title}".replace("MNIST digits, ", ""))
+    _angle_legend(figure, grid[1:].ravel())
+    title = f"the source of the digits · {setting.title}".replace("MNIST digits, ", "")
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
@@ -273,13 +275,20 @@ def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
         _angles_of(axes, entry, entry.label)
     for axes in grid[len(chosen) :]:
         axes.set_axis_off()
-    names: dict[str, object] = {}
-    for axes in figure.axes:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            names.setdefault(name.partition(" (")[0], handle)
-    figure.legend(list(names.values()), list(names), loc="outside lower center", ncols=len(names))
+    _angle_legend(figure, grid[: len(chosen)])
     figure.suptitle(setting.title, fontsize=9)
     return figure
+
+
+def _angle_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for all angle panels, below them; their sample counts are left out."""
+    names: dict[str, object] = {}
+    for panel in panels:
+        siblings = panel.get_shared_x_axes().get_siblings(panel)  # itself and its twin
+        for axes in sorted(siblings, key=lambda axes: axes is not panel):
+            for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+                names.setdefault(name.partition(" (")[0], handle)
+    figure.legend(list(names.values()), list(names), loc="outside lower center", ncols=3)
 
 
 def _angles_of(axes: Axes, entry: Entry, title: str) -> None:

@@ -85,13 +85,16 @@ def _sections(
     if protocol in _TABLE_NAMES:
         parts += [
             f"## The thesis' {_TABLE_NAMES[protocol]} and ours",
-            f"{published.title}. CCR against **unknowns**, softmax scores, FPR strictly below the target, as published. "
+            f"Setting: {published.title}. CCR against **unknowns**, softmax scores, FPR strictly below the target, as published. "
             "The thesis has one run a row.",
             grid_tables.published_table(published, entries),
             grid_tables.replicate_note(protocol),
             "### Beyond the published values",
             *_deviations(published, entries),
         ]
+    parts += _digits(settings, figures)
+    if entries:
+        parts.append("## The published setting in detail")
     parts += _comparison(published, entries, figures)
     for setting, others in settings.items():
         if setting != published:
@@ -101,7 +104,6 @@ def _sections(
                 grid_tables.setting_table(others),
             ]
             parts += _comparison(setting, others, figures)
-    parts += _digits(settings, figures)
     parts += _pictures(figures)
     return [part for part in parts if part]
 
@@ -205,7 +207,7 @@ def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> li
     if not parts:
         return []
     return [
-        "## How much of the separation is style",
+        "## How much of the separation is style?",
         "The same losses and training; only the source of the known digits differs. The foreign letters are EMNIST's in "
         "both: MNIST's digits were converted otherwise, so that they can be told from letters by their style alone.",
         *parts,

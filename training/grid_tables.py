@@ -143,6 +143,7 @@ def replicate_note(protocol: str) -> str:
     return (
         "In brackets: a later run of the author that is not in the thesis, with its settings against ours: "
         + ", ".join(notes)
+        + "."
         if notes
         else ""
     )
@@ -370,6 +371,6 @@ def conclusion(entries: Sequence[Entry]) -> str:
     total = sum(row[2] for row in compared.values())
     return (
         f"Differences whose two intervals both exclude zero: {'; '.join(parts)}. Of {total} comparisons at 95 %, about "
-        f"{0.05 * total:.0f} would look established by chance on one interval alone; requiring both makes that rarer. "
+        f"{0.05 * total:.1f} would look established by chance on one interval alone; requiring both makes that rarer. "
         "The intervals over images draw whole classes, of which there are few: they are wide, and approximate."
     )
