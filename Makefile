@@ -17,9 +17,11 @@ PRECISION ?=
 
 # Optional settings become arguments only where they are given.
 flag = $(if $($(1)),$(2) $(if $(3),$(3),$($(1))))
+# The grid is not for the default protocol, unless that was asked for.
+chosen-protocol = $(if $(filter file,$(origin PROTOCOL)),,$(PROTOCOL))
 need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
 
-.PHONY: help install lock demo train evaluate export calibrate archive serve compare-losses cures recommend up up-gpu down test lint types clean
+.PHONY: help install lock demo train evaluate export calibrate archive serve compare-losses cures recommend reproduce report up up-gpu down test lint types clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +81,15 @@ cures: install ## CURE=arc_os|scale|feature_dim|background|preset|margin|magnitu
 
 recommend: install ## PROTOCOL= [DATA= EPOCHS= SEEDS=]: choose the recommended loss, preset and score without the test
 	@$(PY) -m training.recommend --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
+
+reproduce: install ## PROTOCOL= [SEEDS=3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= BUDGET_MINUTES=]: the thesis' grid into docs/results
+	@$(PY) -m training.reproduce --protocol $(or $(chosen-protocol),toy) --preset $(PRESET) $(call flag,SEEDS,--seeds) $(call flag,LOSSES,--losses) \
+	  $(call flag,DIGITS,--digits) $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,IMAGE_SIZE,--image-size) \
+	  $(call flag,BUDGET_MINUTES,--budget-minutes) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \
+	  $(foreach option,$(OPTIONS),--option $(option))
+
+report: install ## [PROTOCOL= MERGE=other.json]: tables and figures of the grid again, from its rows and stored scores
+	@$(PY) -m training.grid_report $(if $(chosen-protocol),--protocol $(chosen-protocol)) $(call flag,MERGE,--merge)
 
 # -- serve ------------------------------------------------------------------------------------------------------------
 

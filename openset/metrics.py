@@ -59,7 +59,7 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.i
     return scores_array, labels_array.astype(np.int64)
 
 
-def _count_at_least(sorted_scores: Floats, thresholds: Floats) -> NDArray[np.int64]:
+def count_at_least(sorted_scores: Floats, thresholds: Floats) -> NDArray[np.int64]:
     """How many of the ascending scores ``accept`` takes at each threshold."""
     counts: NDArray[np.int64] = len(sorted_scores) - np.searchsorted(
         sorted_scores, thresholds, side="left"
@@ -97,14 +97,15 @@ def oscr_curve(
     # Foreign scores tie when logits vanish; distinct thresholds keep the curve monotone.
     thresholds = np.unique(foreign)[::-1]
     return OscrCurve(
-        ccr=_count_at_least(correct, thresholds) / int(known.sum()),
-        fpr=_count_at_least(foreign, thresholds) / len(foreign),
+        ccr=count_at_least(correct, thresholds) / int(known.sum()),
+        fpr=count_at_least(foreign, thresholds) / len(foreign),
         thresholds=thresholds,
         foreign_count=len(foreign),
     )
 
 
-def _allowed_count(max_fpr: float, foreign_count: int, rule: str) -> int:
+def allowed_count(max_fpr: float, foreign_count: int, rule: str) -> int:
+    """How many foreign samples may be accepted at a target FPR."""
     if rule == "inclusive":
         return math.floor(max_fpr * foreign_count + 1e-9)
     return math.ceil(max_fpr * foreign_count - 1e-9) - 1
@@ -138,7 +139,7 @@ def _reached(curve: OscrCurve, max_fpr: float, rule: str) -> int:
         raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr}")
     counts = np.rint(curve.fpr * curve.foreign_count)
     return int(
-        np.searchsorted(counts, _allowed_count(max_fpr, curve.foreign_count, rule), side="right")
+        np.searchsorted(counts, allowed_count(max_fpr, curve.foreign_count, rule), side="right")
     )
 
 
@@ -270,7 +271,7 @@ def bootstrap_ccr_at_fpr(
         weights = _resampled_weights(foreign_groups, clustered, random)
         counts = np.add.reduceat(weights, first)
         accepted = counts[::-1].cumsum()[::-1]
-        reached = (accepted <= _allowed_count(max_fpr, int(weights.sum()), rule)) & (counts > 0)
+        reached = (accepted <= allowed_count(max_fpr, int(weights.sum()), rule)) & (counts > 0)
         known_weights = _resampled_weights(known_groups, clustered, random)
         if reached.any():
             lowest = int(start[int(np.argmax(reached))])

@@ -21,6 +21,7 @@ from openset.fitted_scores import parse_scores
 from openset.model_card import DEFAULT_SCORES
 from openset.preprocessing import UnreadableImage
 from training import figures
+from training.contact_sheet import write_contact_sheet
 from training.data import MissingClasses
 from training.report import build_report, print_report
 from training.runs import Run, write_atomically
@@ -56,7 +57,7 @@ def score_test(
     scores: Sequence[str] | None = None,
     show_progress: bool = True,
 ) -> Scored:
-    """Score the test part and write ``scores.npz``, all that ``write_report`` needs.
+    """Score the test part; write ``scores.npz``, all that ``write_report`` needs, and the contact sheet.
 
     Args:
         run: a trained run.
@@ -95,6 +96,8 @@ def score_test(
         "counts": data.counts,
     }
     write_atomically(run.folder / "evaluation.json", json.dumps(context, indent=2) + "\n")
+    title = f"{run.config.protocol} · {run.config.loss}"
+    write_contact_sheet(scored, data, run.folder / "figures", title=title)
     return scored
 
 

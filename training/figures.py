@@ -26,7 +26,7 @@ _LINES = {"known": "-", "negative": "-", "unknown": ":"}
 # Ten colors chosen for color vision deficiency (Petroff 2021); classes carry their name in the figure as well.
 _CLASS_COLORS = "petroff10"
 _SCORE_STYLE = {"softmax": ("#0072B2", "-"), "logit": ("#009E73", "--")}
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -45,7 +45,7 @@ def draw_all(scored: Scored, config: TrainConfig, folder: Path) -> None:
     if scored.features.shape[1] == 2:
         drawings["features"] = draw_features
     for name, draw in drawings.items():
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             figure = draw(scored, config)
             figure.suptitle(title)
             figure.savefig(folder / f"{name}.png", dpi=150)
@@ -86,7 +86,13 @@ def _legend_below(figure: Figure) -> None:
 def draw_angles(scored: Scored, config: TrainConfig) -> Figure:
     """Angles to the own (known) or nearest (foreign) center, with the probability that the loss gives to an angle."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+    angle_panel(figure.subplots(), scored, config)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def angle_panel(axes: Axes, scored: Scored, config: TrainConfig) -> None:
+    """The angle histograms and probability curves in one panel."""
     edges = np.linspace(0, math.pi + math.pi / 100, 100)
     angles = own_or_nearest_angle(scored)
     _group_histograms(axes, angles, _masks(scored), edges)
@@ -99,8 +105,6 @@ def draw_angles(scored: Scored, config: TrainConfig) -> Figure:
     axes.set_xticks([i * math.pi / 4 for i in range(5)], ["0", "π/4", "π/2", "3π/4", "π"])
     if config.loss not in ("softmax", "eos", "os", "sm_softmax"):
         _probability_curves(axes, scored, config)
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure
 
 
 def _group_histograms(

@@ -1,0 +1,327 @@
+"""Figures that compare the models of the grid: OSCR curves, angles, scores, sources of digits, deep features."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from openset import metrics
+from openset.labels import NEGATIVE, UNKNOWN
+from training import figures
+from training.contact_sheet import SHEET
+from training.evaluate import SCORES_FILE
+from training.grid_results import Entry, Model, Setting, option_text
+from training.runs import Run
+from training.scoring import Scored
+
+CAPTIONS = {
+    "oscr": "CCR against FPR, softmax thresholds",
+    "oscr-logit": "CCR against FPR, logit thresholds",
+    "thresholds": "softmax against logit thresholds, on unknowns",
+    "angles": "angles to the own (knowns) or nearest center, with the probability of an angle",
+}
+
+# What the thesis compares in one panel; p1 to p3 have the first three (its figures 6.5 to 6.10), toy the others.
+_PANELS = {
+    "margins without negatives": ("softmax", "sfn_norm", "sfn_cosface", "sfn_arcface"),
+    "Margin-OS": ("os", "norm_os", "cos_os", "arc_os"),
+    "Margin-EOS": ("eos", "norm_eos", "cos_eos", "arc_eos"),
+    "kinds of margin": ("sm_softmax", "sphereface", "cosface", "arcface"),
+    "hard or soft, cosine": ("cosface", "sfn_cosface", "cos_eos", "cos_eos_sfn"),
+    "hard or soft, angular": ("arcface", "sfn_arcface", "arc_eos", "arc_eos_sfn"),
+    "symmetric or not": ("cos_os", "cos_os_nonsym", "arc_os", "arc_os_nonsym"),
+}
+# Okabe and Ito: told apart by all kinds of color vision; the lines differ as well.
+_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LINES = ("-", "--", "-", "-.", ":", "--", "-.")
+_GROUPS = {"negatives": NEGATIVE, "unknowns": UNKNOWN}
+_FPR = np.geomspace(8e-5, 1.0, 240)
+_DPI = 120
+_MAX_ANGLE_PANELS = 24
+
+
+def slug(setting: Setting) -> str:
+    """Part of a file name that names a setting."""
+    parts = [setting.protocol, setting.digits, setting.preset]
+    parts += ["published" if setting.as_published else "definition", f"e{setting.epochs}"]
+    parts += [] if setting.is_complete else [f"c{setting.classes.replace('/', '-')}"]
+    parts += [option_text(*pair) for pair in setting.data_options]
+    return "-".join(part for part in parts if part)
+
+
+def digit_twins(settings: Iterable[Setting]) -> list[tuple[Setting, Setting]]:
+    """Pairs of settings that differ in the source of the digits alone, MNIST first."""
+    listed = list(settings)
+    return [
+        (first, second)
+        for first in listed
+        for second in listed
+        if (first.digits, second.digits) == ("mnist", "emnist")
+        and _without_digits(first) == _without_digits(second)
+    ]
+
+
+def _without_digits(setting: Setting) -> tuple[object, ...]:
+    return tuple(value for name, value in vars(setting).items() if name != "digits")
+
+
+def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) -> dict[str, str]:
+    """Draw what the stored scores allow; file names relative to the report, by key.
+
+    Models whose scores lie on another machine are not drawn.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, str] = {}
+
+    def keep(key: str, figure: Figure | None) -> None:
+        if figure is not None:
+            figure.savefig(folder / f"{key}.png", dpi=_DPI)
+            drawn[key] = f"{folder.name}/{key}.png"
+
+    with mpl.rc_context(figures.STYLE):
+        for setting, entries in settings.items():
+            here = [entry for entry in entries if any(model.has_scores for model in entry.models)]
+            name = slug(setting)
+            if here:
+                keep(f"{name}-oscr", draw_oscr(setting, here, "softmax"))
+                keep(f"{name}-oscr-logit", draw_oscr(setting, here, "logit"))
+                keep(f"{name}-thresholds", draw_thresholds(setting, here))
+                keep(f"{name}-angles", draw_angles(setting, here))
+            if protocol == "toy_vis":
+                for entry in here:
+                    keep(f"{name}-{_file_part(entry)}-features", _draw_features(entry))
+        for first, second in digit_twins(settings):
+            keep(f"{slug(first)}-digits", draw_digits(first, settings[first], settings[second]))
+    if protocol in ("toy", "toy_vis", "glyphs"):  # photographs stay out of the repository
+        drawn |= _copy_sheets(settings, folder)
+    return drawn
+
+
+# -- curves ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """CCR at ``_FPR`` over the seeds of an entry; NaN where a seed does not reach the FPR. (T,) each."""
+
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def mean_curve(entry: Entry, group: str, score: str) -> Curve | None:
+    """Mean, least and largest CCR over the seeds whose scores are here."""
+    rows = [
+        row
+        for model in entry.models
+        if model.has_scores and (row := _ccr_at_grid(model, group, score)) is not None
+    ]
+    if not rows:
+        return None
+    stacked = np.stack(rows)
+    return Curve(stacked.mean(axis=0), stacked.min(axis=0), stacked.max(axis=0))
+
+
+def _ccr_at_grid(model: Model, group: str, score: str) -> NDArray[np.float64] | None:
+    sample = model.scores
+    if score not in sample.scores or not (sample.labels == _GROUPS[group]).any():
+        return None
+    curve = metrics.oscr_curve(
+        sample.scores[score], sample.predictions, sample.labels, against=_GROUPS[group]
+    )
+    reached = np.searchsorted(curve.fpr, _FPR, side="right") - 1
+    return np.where(reached < 0, np.nan, curve.ccr[reached.clip(0)])
+
+
+def _draw_curve(axes: Axes, curve: Curve, number: int, label: str, line: str | None = None) -> None:
+    color = _COLORS[number % len(_COLORS)]
+    axes.plot(_FPR, curve.mean, line or _LINES[number % len(_LINES)], color=color, label=label)
+    axes.fill_between(_FPR, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+
+
+def _finish_oscr(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Logarithmic FPR; CCR from 0, or from .8 where nothing lies lower at any FPR from 1e-3 on."""
+    at_low = np.concatenate([curve.low[_FPR >= 1e-3] for curve in curves])
+    floor = 0.8 if np.nanmin(at_low, initial=1.0) > 0.82 else 0.0
+    axes.set(xscale="log", xlim=(8e-5, 1.4), ylim=(floor, 1.0 + 0.02 * (1 - floor)))
+
+
+def _panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
+    """What belongs into one panel: the comparisons, for each set of options; a loss with all its options; the rest."""
+    panels: list[tuple[str, list[Entry]]] = []
+    by_options: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        by_options.setdefault(entry.label.removeprefix(entry.loss), {})[entry.loss] = entry
+    for options, alike in sorted(by_options.items()):
+        compared = {
+            title: [alike[loss] for loss in losses if loss in alike]
+            for title, losses in _PANELS.items()
+        }
+        panels += [
+            (title + options, chosen) for title, chosen in compared.items() if len(chosen) > 1
+        ]
+    for loss in dict.fromkeys(entry.loss for entry in entries):
+        variants = [entry for entry in entries if entry.loss == loss]
+        panels += [(f"{loss} and options", variants)] if len(variants) > 1 else []
+    shown = {id(entry) for _, chosen in panels for entry in chosen}
+    rest = [entry for entry in entries if id(entry) not in shown]
+    return [*panels, ("others", rest)] if rest else panels
+
+
+def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure | None:
+    """One row a comparison, one column a foreign group; bands: least and largest over seeds."""
+    panels = _panels(entries)
+    figure = Figure(figsize=(8.6, 2.9 * len(panels) + 0.5), layout="constrained")
+    grid = figure.subplots(len(panels), 2, squeeze=False)
+    empty = True
+    for row, (title, chosen) in zip(grid, panels, strict=True):
+        for axes, group in zip(row, _GROUPS, strict=True):
+            curves = []
+            for number, entry in enumerate(chosen):
+                curve = mean_curve(entry, group, score)
+                if curve is not None:
+                    _draw_curve(axes, curve, number, entry.label)
+                    curves.append(curve)
+            if not curves:
+                axes.set_axis_off()
+                continue
+            empty = False
+            _finish_oscr(axes, curves)
+            axes.set(xlabel=f"FPR on {group}", ylabel="CCR", title=title)
+            axes.legend(fontsize=7, loc="best")
+    figure.suptitle(f"{score} thresholds · {setting.title}", fontsize=9)
+    return None if empty else figure
+
+
+def draw_thresholds(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
+    """Softmax (solid) and logit (dashed) thresholds of each model, on unknowns."""
+    panels = _panels(entries)
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.9 * columns, 3.1 * rows + 0.5), layout="constrained")
+    axes_list = figure.subplots(rows, columns, squeeze=False).ravel()
+    empty = True
+    for axes, (title, chosen) in zip(axes_list, panels, strict=False):
+        curves = []
+        for number, entry in enumerate(chosen):
+            for score, line in (("softmax", "-"), ("logit", "--")):
+                curve = mean_curve(entry, "unknowns", score)
+                if curve is not None:
+                    name = entry.label if score == "softmax" else "_"
+                    _draw_curve(axes, curve, number, name, line)
+                    curves.append(curve)
+        if curves:
+            empty = False
+            _finish_oscr(axes, curves)
+            axes.set(xlabel="FPR on unknowns", ylabel="CCR", title=title)
+            axes.legend(fontsize=7, loc="best")
+    for axes in axes_list[len(panels) :]:
+        axes.set_axis_off()
+    figure.suptitle(f"solid: softmax, dashed: logit thresholds · {setting.title}", fontsize=9)
+    return None if empty else figure
+
+
+def draw_digits(setting: Setting, mnist: Sequence[Entry], emnist: Sequence[Entry]) -> Figure | None:
+    """The same loss with both sources of digits, one column a loss; curves above, angles of each source below."""
+    pairs = [
+        (entry, twin)
+        for entry in mnist
+        for twin in emnist
+        if (twin.loss, twin.options) == (entry.loss, entry.options)
+        and all(any(model.has_scores for model in one.models) for one in (entry, twin))
+    ][:4]
+    if not pairs:
+        return None
+    figure = Figure(figsize=(max(5.4, 3.9 * len(pairs)), 8.6), layout="constrained")
+    grid = figure.subplots(3, len(pairs), squeeze=False)
+    for column, pair in enumerate(pairs):
+        curves = []
+        for number, (entry, name) in enumerate(zip(pair, ("MNIST", "EMNIST"), strict=True)):
+            for group, line in (("unknowns", "-"), ("negatives", ":")):
+                curve = mean_curve(entry, group, "softmax")
+                if curve is not None:
+                    _draw_curve(grid[0][column], curve, 1 + number, f"{name} digits, {group}", line)
+                    curves.append(curve)
+            _angles_of(grid[1 + number][column], entry, f"{entry.label}, {name} digits")
+        _finish_oscr(grid[0][column], curves)
+        grid[0][column].set(xlabel="FPR", ylabel="CCR", title=pair[0].label)
+        grid[0][column].legend(fontsize=7, loc="best")
+    _angle_legend(figure, grid[1:].ravel())
+    title = f"the source of the digits · {setting.title}".replace("MNIST digits, ", "")
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+# -- angles, features, sheets ----------------------------------------------------------------------------------------
+
+
+def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
+    """One panel a loss: the angles of its first seed, with the probability curves of the loss."""
+    chosen = entries[:_MAX_ANGLE_PANELS]
+    columns = min(4, len(chosen))
+    rows = math.ceil(len(chosen) / columns)
+    figure = Figure(figsize=(3.3 * columns, 2.5 * rows + 0.8), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, entry in zip(grid, chosen, strict=False):
+        _angles_of(axes, entry, entry.label)
+    for axes in grid[len(chosen) :]:
+        axes.set_axis_off()
+    _angle_legend(figure, grid[: len(chosen)])
+    figure.suptitle(setting.title, fontsize=9)
+    return figure
+
+
+def _angle_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for all angle panels, below them; their sample counts are left out."""
+    names: dict[str, object] = {}
+    for panel in panels:
+        siblings = panel.get_shared_x_axes().get_siblings(panel)  # itself and its twin
+        for axes in sorted(siblings, key=lambda axes: axes is not panel):
+            for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+                names.setdefault(name.partition(" (")[0], handle)
+    figure.legend(list(names.values()), list(names), loc="outside lower center", ncols=3)
+
+
+def _angles_of(axes: Axes, entry: Entry, title: str) -> None:
+    model = next(model for model in entry.models if model.has_scores)
+    config = Run(model.folder).config
+    figures.angle_panel(axes, Scored.load(model.folder / SCORES_FILE), config)
+    axes.set_title(title, fontsize=8)
+    axes.set_xlabel("")
+
+
+def _draw_features(entry: Entry) -> Figure:
+    model = next(model for model in entry.models if model.has_scores)
+    scored = Scored.load(model.folder / SCORES_FILE)
+    figure = figures.draw_features(scored, Run(model.folder).config)
+    figure.suptitle(f"{entry.label} · {entry.setting.title}", fontsize=9)
+    return figure
+
+
+def _copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str, str]:
+    """The contact sheet of the first model of each setting; every run has its own in its folder."""
+    copied: dict[str, str] = {}
+    for setting, entries in settings.items():
+        for entry in entries:
+            sheets = [
+                model.folder / "figures" / SHEET for model in entry.models if model.has_scores
+            ]
+            if sheets and sheets[0].is_file():
+                key = f"{slug(setting)}-{_file_part(entry)}-false_positives"
+                shutil.copyfile(sheets[0], folder / f"{key}.png")
+                copied[key] = f"{folder.name}/{key}.png"
+                break
+    return copied
+
+
+def _file_part(entry: Entry) -> str:
+    return "".join(c if c.isalnum() or c in "_=." else "-" for c in entry.label).strip("-")

@@ -1,0 +1,265 @@
+"""Tables and figures of the grid from its rows and stored scores, without training: ``python -m training.grid_report``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from training import grid_figures, grid_tables
+from training.grid_results import Entry, Setting, group_rows
+from training.grid_rows import (
+    GRID_RUNS,
+    RESULTS,
+    Row,
+    cell_key,
+    merge_rows,
+    read_rows,
+    results_file,
+    stored_rows,
+)
+from training.protocols import PROTOCOLS
+from training.runs import write_atomically
+
+logger = logging.getLogger(__name__)
+
+_TABLE_NAMES = {
+    "toy": "table 6.1",
+    "p1": "table 6.2 (a)",
+    "p2": "table 6.2 (b)",
+    "p3": "table 6.2 (c)",
+}
+
+
+def write(protocol: str, *, runs: Path = GRID_RUNS, results: Path = RESULTS) -> Path | None:
+    """Write ``<results>/<protocol>.md`` and its figures; None where there is no row yet.
+
+    Rows of finished runs on this machine that the rows' file lacks are added to it first.
+
+    Args:
+        protocol: whose grid.
+        runs: folder of the grid's runs; where it lacks one, its rows are enough for the tables.
+        results: folder of the rows, where the report goes.
+    """
+    file = results_file(protocol, results)
+    rows = _gather(protocol, runs, file)
+    if not rows:
+        return None
+    settings = group_rows(rows, runs)
+    figures = grid_figures.draw_all(settings, results / "figures", protocol)
+    target = file.with_suffix(".md")
+    write_atomically(target, "\n\n".join(_sections(protocol, rows, settings, figures)) + "\n")
+    logger.info("written: %s and %d figures", target, len(figures))
+    return target
+
+
+def _gather(protocol: str, runs: Path, file: Path) -> list[Row]:
+    found = [
+        row
+        for folder in sorted(runs.glob(f"{protocol}-*"))
+        for row in stored_rows(folder)
+        if row["protocol"] == protocol
+    ]
+    return merge_rows(file, found) if found else read_rows(file)
+
+
+def _merge(file: Path, results: Path) -> None:
+    """Add the rows of another file to those of its protocol."""
+    rows = read_rows(file)
+    if not rows:
+        raise ValueError(f"{file} holds no rows; expected a <protocol>.json of make reproduce")
+    for protocol in sorted({row["protocol"] for row in rows}):
+        chosen = [row for row in rows if row["protocol"] == protocol]
+        merge_rows(results_file(protocol, results), chosen)
+
+
+def _sections(
+    protocol: str, rows: list[Row], settings: dict[Setting, list[Entry]], figures: dict[str, str]
+) -> list[str]:
+    published = grid_tables.published_setting(protocol)
+    entries = settings.get(published, [])
+    parts = [f"# {protocol}: the thesis' grid", _origin(protocol, rows), _HOW_TO_READ]
+    if protocol in _TABLE_NAMES:
+        parts += [
+            f"## The thesis' {_TABLE_NAMES[protocol]} and ours",
+            f"Setting: {published.title}. CCR against **unknowns**, softmax scores, FPR strictly below the target, as published. "
+            "The thesis has one run a row.",
+            grid_tables.published_table(published, entries),
+            grid_tables.replicate_note(protocol),
+            "### Beyond the published values",
+            *_deviations(published, entries),
+        ]
+    parts += _digits(settings, figures)
+    if entries:
+        parts.append("## The published setting in detail")
+    parts += _comparison(published, entries, figures)
+    for setting, others in settings.items():
+        if setting != published:
+            parts += [f"## {setting.title}", _caution(setting)]
+            parts += [
+                "CCR against **unknowns**, softmax scores.",
+                grid_tables.setting_table(others),
+            ]
+            parts += _comparison(setting, others, figures)
+    parts += _pictures(figures)
+    return [part for part in parts if part]
+
+
+_HOW_TO_READ = (
+    "A figure is the mean over the seeds that were run, ± the half-width of its 95 % interval over seeds (Student's t, "
+    "from two seeds on), then in brackets the 95 % interval over images: a bootstrap that draws whole classes, knowns "
+    "and foreign ones apart, with a new threshold each time, and the same classes for all models, so that differences "
+    "are paired. A dash: the FPR is not reached. Empty: not run."
+)
+
+
+def _origin(protocol: str, rows: list[Row]) -> str:
+    cells = {cell_key(row): row for row in rows}
+    machines = Counter(
+        f"{row['device']}, {row['precision']}, commit {row['commit']}" for row in cells.values()
+    )
+    listed = "\n".join(
+        f"- {count} on {machine}" if count > 1 else f"- 1 on {machine}"
+        for machine, count in sorted(machines.items())
+    )
+    return (
+        f"Made by `make report PROTOCOL={protocol}` from `{protocol}.json` and the stored scores; not to be edited. "
+        f"The rows come from `make reproduce PROTOCOL={protocol}`, {len(cells)} trained models "
+        f"(+ marks a commit with local changes):\n\n{listed}"
+    )
+
+
+def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
+    if not entries:
+        return ["Nothing was run in the published setting yet."]
+    compared = grid_tables.deviation_table(setting, entries)
+    rule = (
+        "Listed are figures whose interval, over seeds as well as over images, does not meet the published value with the "
+        "spread of one run (toy: the difference between two runs of the author; p1 to p3: the test set's sampling error)."
+    )
+    return [rule, compared or "None."]
+
+
+def _caution(setting: Setting) -> str:
+    reasons = []
+    if not setting.as_published:
+        reasons.append("the definitions of the thesis' text, not the published code")
+    if setting.preset != "thesis":
+        reasons.append(f"the {setting.preset} preset")
+    if setting.digits == "emnist":
+        reasons.append("EMNIST's digits, not MNIST's as in the published runs")
+    if setting.epochs != grid_tables.published_setting(setting.protocol).epochs:
+        reasons.append("another number of epochs")
+    if not setting.is_complete:
+        reasons.append("fewer classes")
+    if setting.data_options:
+        reasons.append("other data")
+    return f"Not comparable with the thesis' table: {'; '.join(reasons)}." if reasons else ""
+
+
+def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, str]) -> list[str]:
+    if not entries:
+        return []
+    differences = grid_tables.difference_table(entries)
+    scores = grid_tables.score_table(entries)
+    parts = ["### Against negatives", grid_tables.setting_table(entries, group="negatives")]
+    if differences:
+        parts += [
+            "### Differences to the benchmark",
+            "Softmax for losses that see no negatives in training, EOS for those that do. Bold: both intervals exclude zero.",
+            differences,
+            grid_tables.conclusion(entries),
+        ]
+    if scores:
+        parts += ["### Softmax or logit thresholds", scores]
+    parts += [
+        "### No foreign image accepted",
+        "CCR with the threshold just above the best foreign score.",
+    ]
+    parts.append(grid_tables.zero_table(entries))
+    validation = grid_tables.validation_table(entries)
+    if validation:
+        parts += ["### The validation part, where choices are made", validation]
+    slug = grid_figures.slug(setting)
+    parts += [
+        f"![{caption}]({figures[key]})"
+        for kind, caption in grid_figures.CAPTIONS.items()
+        if (key := f"{slug}-{kind}") in figures
+    ]
+    return parts
+
+
+def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> list[str]:
+    parts = []
+    for first, second in grid_figures.digit_twins(settings):
+        text, pairs = grid_tables.digits_table(settings[first], settings[second])
+        if pairs:
+            parts += [
+                f"### {first.title.replace('MNIST digits, ', '')}",
+                text,
+            ]
+            key = f"{grid_figures.slug(first)}-digits"
+            if key in figures:
+                parts.append(f"![CCR against FPR with both sources of digits]({figures[key]})")
+    if not parts:
+        return []
+    return [
+        "## How much of the separation is style?",
+        "The same losses and training; only the source of the known digits differs. The foreign letters are EMNIST's in "
+        "both: MNIST's digits were converted otherwise, so that they can be told from letters by their style alone.",
+        *parts,
+    ]
+
+
+def _pictures(figures: dict[str, str]) -> list[str]:
+    sheets = {key: path for key, path in figures.items() if key.endswith("false_positives")}
+    features = {key: path for key, path in figures.items() if key.endswith("features")}
+    parts = []
+    if features:
+        parts.append("## Deep features")
+        parts += [f"![{key}]({path})" for key, path in features.items()]
+    if sheets:
+        parts += [
+            "## The foreign images with the highest scores",
+            "Every run has such a sheet in its folder (`figures/false_positives.png`).",
+        ]
+        parts += [f"![{key}]({path})" for key, path in sheets.items()]
+    return parts
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m training.grid_report", description=__doc__)
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, help="default: every protocol that has rows"
+    )
+    parser.add_argument("--runs", type=Path, default=GRID_RUNS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--merge", type=Path, action="append", default=[], metavar="FILE",
+        help="add the rows of another machine's <protocol>.json first; may be repeated",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    chosen = PROTOCOLS if arguments.protocol is None else (arguments.protocol,)
+    try:
+        for file in arguments.merge:
+            _merge(file, arguments.results)
+        written = [write(name, runs=arguments.runs, results=arguments.results) for name in chosen]
+    except (ValueError, OSError) as error:
+        logger.error("error: %s", error)
+        return 1
+    if not any(written):
+        logger.error(
+            "error: no rows in %s and no finished run in %s; make reproduce PROTOCOL=... makes them",
+            arguments.results, arguments.runs,
+        )  # fmt: skip
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

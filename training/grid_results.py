@@ -1,0 +1,319 @@
+"""What the grid has found so far: its rows by setting and loss, seeds together, with their intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openset.labels import NEGATIVE, UNKNOWN
+from training.evaluate import SCORES_FILE
+from training.grid import all_classes, default_epochs
+from training.grid_rows import CELL_FILE, Row, cell_key
+from training.grid_statistics import (
+    ACCURACY,
+    Floats,
+    Interval,
+    ModelScores,
+    bootstrap_by_class,
+    percentile_interval,
+    seed_difference_interval,
+    seed_interval,
+)
+from training.published import TARGETS
+
+COLUMNS = (*TARGETS, ACCURACY)
+_LABELS = {"negatives": NEGATIVE, "unknowns": UNKNOWN}
+# These change what the task is; all other options change how a model is made for it.
+_DATA_OPTIONS = ("allow_missing_classes", "image_size", "on_unreadable", "size", "split_seed")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the models of one table have in common.
+
+    Attributes:
+        protocol: name.
+        preset: "thesis" or "modern".
+        digits: "mnist", "emnist" or None.
+        epochs: passes over the training data.
+        classes: known/negative/unknown classes, e.g. "10/11/11".
+        as_published: whether the published code's deviations are on.
+        data_options: what the data differ in from the protocol's, (name, value) each.
+    """
+
+    protocol: str
+    preset: str
+    digits: str | None
+    epochs: int
+    classes: str
+    as_published: bool
+    data_options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def is_published(self) -> bool:
+        """Is this what the thesis' numbers were made with?"""
+        return (
+            self.as_published
+            and self.preset == "thesis"
+            and self.digits in (None, "mnist")
+            and self.epochs == default_epochs(self.protocol)
+            and self.is_complete
+            and not self.data_options
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """Are all classes of the protocol there?"""
+        return self.classes == all_classes(self.protocol)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        full = default_epochs(self.protocol)
+        parts = [
+            f"{self.preset} preset" + (", published code" if self.as_published else ""),
+            "" if self.digits is None else f"{self.digits.upper()} digits",
+            f"{self.epochs} epochs" if self.epochs == full else f"{self.epochs} of {full} epochs",
+            ""
+            if self.is_complete
+            else f"restricted to {self.classes} known/negative/unknown classes",
+            *(option_text(name, value) for name, value in self.data_options),
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def option_text(name: str, value: Any) -> str:
+    """An option as OPTIONS= takes it."""
+    return f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One trained cell.
+
+    Attributes:
+        columns: of any of its rows; they name the cell and say where its figures come from.
+        rows: by (group, score).
+        folder: of its run; the scores may lie on another machine.
+    """
+
+    columns: Row
+    rows: dict[tuple[str, str], Row]
+    folder: Path
+
+    @property
+    def diverged(self) -> str | None:
+        """Why there is no figure, if there is none."""
+        message: str | None = self.columns.get("diverged")
+        return message
+
+    def value(self, group: str, score: str, column: str) -> float | None:
+        """A figure of the model; None where it is not reached or not there."""
+        row = self.rows.get((group, score))
+        if row is None or "diverged" in row:
+            return None
+        value = row["accuracy"]["value"] if column == ACCURACY else _ccr(row, column)["value"]
+        return None if value is None else float(value)
+
+    def stored_interval(self, group: str, score: str, column: str) -> Interval | None:
+        """The class-clustered interval that the row carries; none of the accuracy."""
+        row = self.rows.get((group, score))
+        if row is None or column == ACCURACY or "diverged" in row:
+            return None
+        interval = _ccr(row, column)["interval_clustered"]
+        return None if interval is None else (float(interval[0]), float(interval[1]))
+
+    @cached_property
+    def has_scores(self) -> bool:
+        """Do the scores behind these rows lie on this machine?"""
+        file = self.folder / CELL_FILE
+        if self.diverged or not file.is_file() or not (self.folder / SCORES_FILE).is_file():
+            return False
+        provenance = json.loads(file.read_text())["provenance"]
+        return bool(provenance["evaluated"] == self.columns["evaluated"])
+
+    @cached_property
+    def scores(self) -> ModelScores:
+        """The test scores."""
+        return ModelScores.load(self.folder / SCORES_FILE)
+
+    @cache  # noqa: B019 - a report's models live as long as its process
+    def replicates(self, group: str, score: str) -> dict[str, Floats]:
+        """Bootstrap replicates of every column."""
+        return bootstrap_by_class(
+            self.scores,
+            score=score,
+            against=_LABELS[group],
+            targets=[float(target) for target in TARGETS],
+            rule=self.rows[(group, score)]["rule"],
+        )
+
+
+def _ccr(row: Row, column: str) -> dict[str, Any]:
+    cell: dict[str, Any] = row["ccr_at_fpr"][column]
+    return cell
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One loss with one set of options in one setting: the models of its seeds.
+
+    Attributes:
+        setting: of the table it stands in.
+        loss: its name.
+        options: what differs from the setting.
+        models: by seed, ascending.
+    """
+
+    setting: Setting
+    loss: str
+    options: dict[str, Any]
+    models: list[Model] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Loss and options."""
+        options = " ".join(option_text(name, value) for name, value in self.options.items())
+        return self.loss + (f" ({options})" if options else "")
+
+    @property
+    def sound(self) -> list[Model]:
+        """Models that did not diverge."""
+        return [model for model in self.models if model.diverged is None]
+
+    def values(
+        self, column: str, *, group: str = "unknowns", score: str = "softmax"
+    ) -> list[float]:
+        """The figure of each seed that reaches it."""
+        values = [model.value(group, score, column) for model in self.sound]
+        return [value for value in values if value is not None]
+
+    def mean(self, column: str, *, group: str = "unknowns", score: str = "softmax") -> float | None:
+        """Mean over seeds; None unless all of them reach it: the others would flatter it."""
+        values = self.values(column, group=group, score=score)
+        return float(np.mean(values)) if values and len(values) == len(self.models) else None
+
+    def over_seeds(
+        self, column: str, *, group: str = "unknowns", score: str = "softmax"
+    ) -> Interval | None:
+        """95 % interval of the mean over seeds; None for one seed, or where some do not reach the FPR."""
+        if self.mean(column, group=group, score=score) is None:
+            return None
+        return seed_interval(self.values(column, group=group, score=score))
+
+    def over_images(
+        self, column: str, *, group: str = "unknowns", score: str = "softmax"
+    ) -> Interval | None:
+        """95 % class-clustered bootstrap interval of the mean; from the row where the scores are elsewhere."""
+        if self.mean(column, group=group, score=score) is None:
+            return None
+        replicates = self.replicates(group, score)
+        if replicates is not None:
+            return percentile_interval(replicates[column])
+        # What the row carries: of one model, and with fewer replicates.
+        if len(self.models) == 1:
+            return self.models[0].stored_interval(group, score, column)
+        return None
+
+    def replicates(self, group: str, score: str) -> dict[str, Floats] | None:
+        """Bootstrap replicates of the means over seeds; None where scores are missing on this machine."""
+        if group not in _LABELS or len(self.sound) != len(self.models):
+            return None
+        if not all(model.has_scores and (group, score) in model.rows for model in self.models):
+            return None
+        parts = [model.replicates(group, score) for model in self.models]
+        return {column: np.mean([part[column] for part in parts], axis=0) for column in parts[0]}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second: value, interval over seeds and over images; None where there is none."""
+
+    value: float
+    over_seeds: Interval | None
+    over_images: Interval | None
+
+    @property
+    def is_established(self) -> bool:
+        """Do both intervals exclude zero?"""
+        both = (self.over_seeds, self.over_images)
+        return all(interval is not None and interval[0] * interval[1] > 0 for interval in both)
+
+
+def difference(
+    first: Entry,
+    second: Entry,
+    column: str,
+    *,
+    group: str = "unknowns",
+    scores: tuple[str, str] = ("softmax", "softmax"),
+) -> Difference | None:
+    """Compare two entries; None where one of them does not reach the FPR.
+
+    The bootstrap draws the same classes for both (paired); with the same images, so also the same images.
+    """
+    means = [
+        entry.mean(column, group=group, score=score)
+        for entry, score in zip((first, second), scores, strict=True)
+    ]
+    if means[0] is None or means[1] is None:
+        return None
+    values = [
+        entry.values(column, group=group, score=score)
+        for entry, score in zip((first, second), scores, strict=True)
+    ]
+    replicates = [
+        entry.replicates(group, score) for entry, score in zip((first, second), scores, strict=True)
+    ]
+    images = None
+    if replicates[0] is not None and replicates[1] is not None:
+        images = percentile_interval(replicates[0][column] - replicates[1][column])
+    # Two scores of the same models are paired by seed.
+    seeds = (
+        seed_interval([one - other for one, other in zip(*values, strict=True)])
+        if first is second
+        else seed_difference_interval(*values)
+    )
+    return Difference(means[0] - means[1], seeds, images)
+
+
+def group_rows(rows: Iterable[Row], runs: Path) -> dict[Setting, list[Entry]]:
+    """Settings, the published one first, with their entries in the order of the rows."""
+    by_cell: dict[str, list[Row]] = {}
+    for row in rows:
+        by_cell.setdefault(cell_key(row), []).append(row)
+    entries: dict[tuple[Setting, str], Entry] = {}
+    for members in by_cell.values():
+        # Rows of one cell come from one evaluation; an older one may have left a score that is no longer made.
+        newest = max(row["evaluated"] for row in members)
+        current = [row for row in members if row["evaluated"] == newest]
+        columns = current[0]
+        options = dict(columns["options"])
+        of_data = tuple((key, options.pop(key)) for key in _DATA_OPTIONS if key in options)
+        setting = Setting(
+            columns["protocol"], columns["preset"], columns["digits"], columns["epochs"],
+            columns["classes"], bool(options.pop("as_published", False)), of_data,
+        )  # fmt: skip
+        name = (setting, json.dumps([columns["loss"], options], sort_keys=True))
+        entry = entries.setdefault(name, Entry(setting, columns["loss"], options))
+        rows_by_name = {(row["group"], row["score"]): row for row in current}
+        entry.models.append(Model(columns, rows_by_name, runs / columns["run"]))
+    settings: dict[Setting, list[Entry]] = {}
+    for (setting, _), entry in sorted(entries.items(), key=lambda item: _order(item[0][0])):
+        entry.models.sort(key=lambda model: model.columns["seed"])
+        settings.setdefault(setting, []).append(entry)
+    return settings
+
+
+def _order(setting: Setting) -> tuple[Any, ...]:
+    """The published setting first, then what is nearest to it."""
+    return (
+        not setting.is_published, setting.preset != "thesis", not setting.as_published, setting.digits != "mnist",
+        -setting.epochs, setting.title,
+    )  # fmt: skip

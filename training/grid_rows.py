@@ -1,0 +1,181 @@
+"""Rows of the grid: what is known of each cell, gathered over runs and machines in ``docs/results/<protocol>.json``."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from training.evaluate import REPORT
+from training.grid import Cell, ranked_losses
+from training.runs import RUNS, write_atomically
+
+Row = dict[str, Any]
+
+RESULTS = Path("docs/results")
+GRID_RUNS = RUNS / "reproduce"
+CELL_FILE = "cell.json"
+SCHEMA = 1
+
+# A row is one group and one score of one cell on one set of classes.
+_CELL_KEY = ("protocol", "loss", "options", "preset", "seed", "epochs", "digits", "classes")
+_KEY = (*_CELL_KEY, "group", "score")
+GROUPS = {"negative": "negatives", "unknown": "unknowns"}
+VALIDATION_GROUP = "validation_negatives"
+
+
+def row_key(row: Row) -> str:
+    """What tells a row from all others."""
+    return json.dumps([row[name] for name in _KEY], sort_keys=True)
+
+
+def cell_key(row: Row) -> str:
+    """The same for all rows of a cell."""
+    return json.dumps([row[name] for name in _CELL_KEY], sort_keys=True)
+
+
+def cell_columns(cell: Cell, classes: str) -> Row:
+    """The columns that name a cell."""
+    values = vars(cell) | {"classes": classes}
+    return {name: values[name] for name in _CELL_KEY}
+
+
+def rows_of(
+    columns: Row,
+    provenance: Row,
+    *,
+    test: dict[str, Any],
+    validation: dict[str, Any] | None,
+) -> list[Row]:
+    """One row a group and score.
+
+    Args:
+        columns: from ``cell_columns``.
+        provenance: run, commit, device, precision and time of the evaluation.
+        test: report of the test part (``training.report.build_report``).
+        validation: report of the validation part, or None.
+    """
+    parts = [(test, GROUPS)]
+    if validation is not None:
+        parts.append((validation, {"negative": VALIDATION_GROUP}))
+    rows = []
+    for report, names in parts:
+        for score, against in report["scores"].items():
+            for group, figures in against.items():
+                cells = {
+                    target: {key: cell[key] for key in ("value", "interval", "interval_clustered")}
+                    for target, cell in figures["ccr_at_fpr"].items()
+                }
+                rows.append(
+                    columns
+                    | {"group": names[group], "score": score, "rule": report["rule"]}
+                    | {"ccr_at_fpr": cells, "ccr_at_zero_fpr": figures["ccr_at_zero_fpr"]}
+                    | {"accuracy": report["accuracy"], "foreign_count": figures["count"]}
+                    | provenance
+                )
+    return rows
+
+
+def diverged_rows(columns: Row, provenance: Row, *, message: str) -> list[Row]:
+    """The rows of a cell whose training broke down: they hold no figure, and say why."""
+    return [
+        columns | {"group": group, "score": score, "diverged": message} | provenance
+        for group in GROUPS.values()
+        for score in ("softmax", "logit")
+    ]
+
+
+def stored_rows(folder: Path) -> list[Row]:
+    """The rows of a finished run, from its files; none where it is not finished."""
+    file = folder / CELL_FILE
+    if not file.is_file():
+        return []
+    record = json.loads(file.read_text())
+    if "diverged" in record:
+        return diverged_rows(record["columns"], record["provenance"], message=record["diverged"])
+    return rows_of(
+        record["columns"],
+        record["provenance"],
+        test=json.loads((folder / REPORT).read_text()),
+        validation=record["validation"],
+    )
+
+
+def results_file(protocol: str, folder: Path = RESULTS) -> Path:
+    """Where a protocol's rows lie."""
+    return folder / f"{protocol}.json"
+
+
+def read_rows(file: Path) -> list[Row]:
+    """All rows of a file; none where there is no file.
+
+    Raises:
+        ValueError: the file is damaged or of another schema.
+    """
+    if not file.is_file():
+        return []
+    try:
+        content = json.loads(file.read_text())
+        schema, rows = content["schema"], content["rows"]
+        for row in rows:
+            row_key(row)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} does not hold rows of the grid ({error!r}); restore it from the repository, or move it away"
+        ) from error
+    if schema != SCHEMA:
+        raise ValueError(f"{file} has schema {schema}, this release reads {SCHEMA}")
+    return list(rows)
+
+
+def merge_rows(file: Path, rows: Iterable[Row]) -> list[Row]:
+    """Add rows to a file: of two with one key the one evaluated later stays, all others are kept. Returns all rows.
+
+    Safe against a second process doing the same, and against being killed.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_in(file.parent):
+        merged = {row_key(row): row for row in read_rows(file)}
+        for row in rows:
+            former = merged.get(row_key(row))
+            if former is None or former["evaluated"] <= row["evaluated"]:
+                merged[row_key(row)] = row
+        ordered = [_rounded(row) for row in sorted(merged.values(), key=_order)]
+        protocol = ordered[0]["protocol"] if ordered else None
+        # A line a row: git then shows, and merges, single rows.
+        lines = ",\n".join(json.dumps(row) for row in ordered)
+        head = f'{{"schema": {SCHEMA}, "protocol": {json.dumps(protocol)}, "rows": ['
+        write_atomically(file, f"{head}\n{lines}\n]}}\n" if ordered else f"{head}]}}\n")
+    return ordered
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    losses = ranked_losses(row["protocol"])
+    rank = losses.index(row["loss"]) if row["loss"] in losses else len(losses)
+    return (rank, row["loss"], row_key(row))
+
+
+def _rounded(value: Any) -> Any:
+    """Six decimals: an image more or less is 1e-4 of a rate on the largest test set here."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder; it ends with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

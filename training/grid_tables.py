@@ -1,0 +1,376 @@
+"""The grid's tables in Markdown: published beside ours, differences, digits, scores, what is missing and how to fill it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from training.grid import all_classes, default_epochs, ranked_losses
+from training.grid_results import COLUMNS, Difference, Entry, Setting, difference, option_text
+from training.grid_statistics import ACCURACY, Interval
+from training.losses import LOSSES
+from training.published import (
+    comparisons,
+    is_published,
+    published_interval,
+    published_value,
+    replicate,
+)
+
+HEADINGS = {"0.001": "CCR@1e-3", "0.01": "CCR@1e-2", "0.1": "CCR@1e-1", ACCURACY: "Acc"}
+_BENCHMARKS = {False: "softmax", True: "eos"}
+
+# Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
+_COMMON_SWITCHES: dict[str, Any] = {"feature_bias": False}
+_CHARACTER_SWITCHES: dict[str, Any] = {"activation": "prelu"}
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """So many digits, without the leading zero; a dash where the FPR is not reached."""
+    if value is None:
+        return "–"
+    text = f"{abs(value):.{digits}f}".removeprefix("0")
+    return f"−{text}" if value < 0 and float(text) else text
+
+
+def signed(value: float) -> str:
+    """A difference, with its sign."""
+    return number(value) if value < 0 else "+" + number(value)
+
+
+def interval_text(interval: Interval | None) -> str:
+    """[low, high], empty where there is none."""
+    return "" if interval is None else f"[{number(interval[0], 3)}, {number(interval[1], 3)}]"
+
+
+def figure_text(
+    entry: Entry, column: str, *, group: str = "unknowns", score: str = "softmax"
+) -> str:
+    """Mean, half-width over seeds, interval over images; why not, where there is no mean."""
+    options = {"group": group, "score": score}
+    if any(model.diverged for model in entry.models):
+        return "diverged"
+    mean = entry.mean(column, **options)
+    if mean is None:
+        reached = len(entry.values(column, **options))
+        return "–" if not reached else f"– ({reached} of {len(entry.models)} seeds reach it)"
+    seeds = entry.over_seeds(column, **options)
+    half = "" if seeds is None else f" ±{number(seeds[1] - mean)}"
+    return f"{number(mean)}{half} {interval_text(entry.over_images(column, **options))}".rstrip()
+
+
+def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are figures."""
+    rules = ["---", *("--:" for _ in headings[1:])]
+    rows = [headings, rules, *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def command(setting: Setting, losses: str, *, seeds: int = 1, options: str = "") -> str:
+    """The command that trains cells of a setting."""
+    parts = [f"make reproduce PROTOCOL={setting.protocol} LOSSES={losses} SEEDS={seeds}"]
+    if setting.digits:
+        parts.append(f"DIGITS={setting.digits}")
+    if setting.epochs != default_epochs(setting.protocol):
+        parts.append(f"EPOCHS={setting.epochs}")
+    if setting.preset != "thesis":
+        parts.append(f"PRESET={setting.preset}")
+    elif not setting.as_published:
+        options = f"as_published=false {options}".strip()
+    options = " ".join([options, *(option_text(*pair) for pair in setting.data_options)]).strip()
+    if setting.protocol != "glyphs":
+        parts.append("DATA=$DATA")
+    if options:
+        parts.append(f'OPTIONS="{options}"' if " " in options else f"OPTIONS={options}")
+    return f"`{' '.join(parts)}`"
+
+
+def published_setting(protocol: str) -> Setting:
+    """The setting of the thesis' table, whether anything was run in it or not."""
+    digits = "mnist" if protocol in ("toy", "toy_vis") else None
+    return Setting(
+        protocol, "thesis", digits, default_epochs(protocol), all_classes(protocol), True
+    )
+
+
+def plain_entry(entries: Sequence[Entry], loss: str) -> Entry | None:
+    """The entry of a loss without further options."""
+    return next((entry for entry in entries if entry.loss == loss and not entry.options), None)
+
+
+def published_table(setting: Setting, entries: Sequence[Entry], *, seeds: int = 3) -> str:
+    """The thesis' table side by side with ours; losses without a published row follow."""
+    groups = comparisons(setting.protocol)
+    shown = {loss for _, losses in groups for loss in losses}
+    rest = [loss for loss in ranked_losses(setting.protocol) if loss not in shown]
+    headings = ["loss", "seeds"]
+    for column in COLUMNS:
+        headings += [f"{HEADINGS[column]} thesis", "ours"]
+    headings.append("to fill")
+    lines = []
+    for title, losses in [*groups, ("no row in the thesis", rest)]:
+        if losses:
+            lines.append([f"*{title}*", *[""] * (len(headings) - 1)])
+        lines += [
+            _published_line(setting, plain_entry(entries, loss), loss, seeds) for loss in losses
+        ]
+    return table(headings, lines)
+
+
+def _published_line(setting: Setting, entry: Entry | None, loss: str, seeds: int) -> list[str]:
+    count = len(entry.models) if entry else 0
+    line = [f"`{loss}`", str(count) if count else ""]
+    for column in COLUMNS:
+        line += [_published_text(setting.protocol, loss, column)]
+        line += [figure_text(entry, column) if entry else ""]
+    return [*line, command(setting, loss, seeds=seeds) if count < seeds else ""]
+
+
+def _published_text(protocol: str, loss: str, column: str) -> str:
+    if is_published(protocol, loss):
+        return number(published_value(protocol, loss, column))
+    other = replicate(protocol, loss, column)
+    return "" if other is None else f"({number(other[0])})"
+
+
+def replicate_note(protocol: str) -> str:
+    """What the values in brackets are."""
+    notes = []
+    for loss in ranked_losses(protocol):
+        other = replicate(protocol, loss, ACCURACY)
+        if other is not None and not is_published(protocol, loss):
+            notes.append(f"`{loss}` ({other[1]})")
+    return (
+        "In brackets: a later run of the author that is not in the thesis, with its settings against ours: "
+        + ", ".join(notes)
+        + "."
+        if notes
+        else ""
+    )
+
+
+def setting_table(
+    entries: Sequence[Entry], *, group: str = "unknowns", score: str = "softmax"
+) -> str:
+    """Our figures alone."""
+    lines = []
+    for entry in entries:
+        cells = [figure_text(entry, column, group=group, score=score) for column in COLUMNS]
+        lines.append([f"`{entry.label}`", str(len(entry.models)), *cells])
+    return table(["loss", "seeds", *HEADINGS.values()], lines)
+
+
+def beyond_published(setting: Setting, entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
+    """Entries and columns where the published value, with its spread, meets neither of our intervals."""
+    found = []
+    for entry in entries:
+        if entry.options:
+            continue
+        for column in COLUMNS:
+            theirs = published_interval(setting.protocol, entry.loss, column)
+            ours = [entry.over_seeds(column), entry.over_images(column)]
+            mean = entry.mean(column)
+            if theirs is None or mean is None:
+                continue
+            # Without any interval of ours, the value itself is compared.
+            spans = [span for span in ours if span is not None] or [(mean, mean)]
+            if all(span[1] < theirs[0] or span[0] > theirs[1] for span in spans):
+                found.append((entry, column))
+    return found
+
+
+def deviation_table(setting: Setting, entries: Sequence[Entry]) -> str:
+    """Every cell beyond the published one, with what each deviation of the published code does to it."""
+    lines = []
+    for entry, column in beyond_published(setting, entries):
+        theirs = published_interval(setting.protocol, entry.loss, column)
+        experiments = [
+            _experiment(setting, entry, entries, column, option, value)
+            for option, value in switches(setting.protocol, entry.loss).items()
+        ]
+        lines.append(
+            [
+                f"`{entry.loss}`",
+                HEADINGS[column],
+                f"{number(published_value(setting.protocol, entry.loss, column))} {interval_text(theirs)}",
+                figure_text(entry, column),
+                "<br>".join(experiments),
+            ]
+        )
+    headings = ["loss", "figure", "thesis, spread of a run", "ours", "one deviation switched off"]
+    return table(headings, lines) if lines else ""
+
+
+def switches(protocol: str, loss: str) -> dict[str, Any]:
+    """Options that switch off what the published code did otherwise for this loss, one by one."""
+    spec = LOSSES[loss]
+    chosen = dict(_COMMON_SWITCHES)
+    if protocol in ("toy", "toy_vis", "glyphs"):
+        chosen |= _CHARACTER_SWITCHES
+    if spec.normalization != "none":
+        chosen["center_norm"] = "differentiable"
+    if loss in ("norm_os", "cos_os", "arc_os", "cos_os_nonsym", "arc_os_nonsym"):
+        chosen["cce_mean"] = "all"
+    if loss in ("cos_eos_sfn", "arc_eos_sfn"):
+        chosen["head"] = "soft"
+    if loss == "sfn_norm":
+        chosen["unit_centers"] = True
+    return chosen
+
+
+def _experiment(
+    setting: Setting, entry: Entry, entries: Sequence[Entry], column: str, option: str, value: Any
+) -> str:
+    name = option_text(option, value)
+    other = next(
+        (one for one in entries if one.loss == entry.loss and one.options == {option: value}), None
+    )
+    if other is not None:
+        return f"`{name}`: {figure_text(other, column)}"
+    return f"`{name}`: not run, {command(setting, entry.loss, options=name)}"
+
+
+def difference_text(result: Difference | None) -> str:
+    """Value, half-width over seeds and interval over images; bold where both exclude zero."""
+    if result is None:
+        return "–"
+    half = ""
+    if result.over_seeds is not None:
+        half = f" ±{number(result.over_seeds[1] - result.value)}"
+    value = signed(result.value)
+    shown = f"**{value}**" if result.is_established else value
+    return f"{shown}{half} {interval_text(result.over_images)}".rstrip()
+
+
+def benchmark_of(entries: Sequence[Entry], entry: Entry) -> Entry | None:
+    """Softmax for losses without negatives, EOS for losses with, with the same options where it has them.
+
+    None where it was not run.
+    """
+    loss = _BENCHMARKS[LOSSES[entry.loss].uses_negatives]
+    alike = [one for one in entries if (one.loss, one.options) == (loss, entry.options)]
+    found = alike[0] if alike else plain_entry(entries, loss)
+    return None if found is entry else found
+
+
+def difference_table(entries: Sequence[Entry]) -> str:
+    """Each loss minus the benchmark with the same training images; empty where there is no pair."""
+    lines = []
+    for entry in entries:
+        other = benchmark_of(entries, entry)
+        if other is not None:
+            cells = [difference_text(difference(entry, other, column)) for column in COLUMNS]
+            lines.append([f"`{entry.label}` − `{other.label}`", *cells])
+    return table(["difference", *HEADINGS.values()], lines) if lines else ""
+
+
+def score_table(entries: Sequence[Entry]) -> str:
+    """Logit minus softmax thresholding of the same models."""
+    lines = []
+    for entry in entries:
+        if not all((("unknowns", "logit") in model.rows) for model in entry.models):
+            continue
+        cells = []
+        for column in COLUMNS[:-1]:
+            cells += [figure_text(entry, column, score=score) for score in ("softmax", "logit")]
+            change = difference(entry, entry, column, scores=("logit", "softmax"))
+            cells.append(difference_text(change))
+        lines.append([f"`{entry.label}`", *cells])
+    headings = ["loss"]
+    for column in COLUMNS[:-1]:
+        headings += [f"{HEADINGS[column]} softmax", "logit", "logit − softmax"]
+    return table(headings, lines) if lines else ""
+
+
+def digits_table(
+    mnist: Sequence[Entry], emnist: Sequence[Entry]
+) -> tuple[str, list[tuple[Entry, Entry]]]:
+    """The same losses with MNIST's digits and with EMNIST's: CCR and share of knowns missed. Also the pairs."""
+    pairs = []
+    for entry in mnist:
+        twin = next((o for o in emnist if (o.loss, o.options) == (entry.loss, entry.options)), None)
+        if twin is not None:
+            pairs.append((entry, twin))
+    lines = []
+    for first, second in pairs:
+        cells = []
+        for column in COLUMNS:
+            change = difference(first, second, column)
+            cells += [figure_text(first, column), figure_text(second, column)]
+            cells.append(difference_text(change))
+        lines.append([f"`{first.label}`", *cells])
+    headings = ["loss"]
+    for column in COLUMNS:
+        headings += [f"{HEADINGS[column]} MNIST", "EMNIST", "difference"]
+    return (table(headings, lines) if lines else ""), pairs
+
+
+def validation_table(entries: Sequence[Entry]) -> str:
+    """CCR against the validation part's negatives: all that a choice between losses and scores may look at."""
+    lines = []
+    for entry in entries:
+        for score in ("softmax", "logit"):
+            if all(("validation_negatives", score) in model.rows for model in entry.models):
+                cells = [
+                    figure_text(entry, column, group="validation_negatives", score=score)
+                    for column in COLUMNS
+                ]
+                lines.append([f"`{entry.label}`", score, *cells])
+    return table(["loss", "score", *HEADINGS.values()], lines) if lines else ""
+
+
+def zero_table(entries: Sequence[Entry]) -> str:
+    """CCR with no foreign image accepted, by group and score."""
+    lines = []
+    for entry in entries:
+        if len(entry.sound) == len(entry.models):
+            cells = [
+                _zero_text(entry, group, score)
+                for group in ("negatives", "unknowns")
+                for score in ("softmax", "logit")
+            ]
+            lines.append([f"`{entry.label}`", *cells])
+    headings = ["loss"] + [
+        f"{group}, {score}" for group in ("negatives", "unknowns") for score in ("softmax", "logit")
+    ]
+    return table(headings, lines) if lines else ""
+
+
+def _zero_text(entry: Entry, group: str, score: str) -> str:
+    rows = [model.rows.get((group, score)) for model in entry.models]
+    values = [row["ccr_at_zero_fpr"] for row in rows if row is not None]
+    if not values or len(values) < len(rows):
+        return ""
+    spread = f" ({number(min(values))} to {number(max(values))})" if len(values) > 1 else ""
+    return number(sum(values) / len(values)) + spread
+
+
+def conclusion(entries: Sequence[Entry]) -> str:
+    """What the intervals allow to say about the differences to the benchmarks."""
+    counts = {column: [0, 0, 0] for column in COLUMNS}  # better, worse, compared
+    for entry in entries:
+        other = benchmark_of(entries, entry)
+        for column in COLUMNS if other is not None else ():
+            assert other is not None
+            found = difference(entry, other, column)
+            if found is None or found.over_seeds is None or found.over_images is None:
+                continue
+            counts[column][2] += 1
+            if found.is_established:
+                counts[column][found.value < 0] += 1
+    compared = {column: row for column, row in counts.items() if row[2]}
+    if not compared:
+        return (
+            "No difference has both intervals yet (they need at least two seeds of both losses, with stored scores): "
+            "the table allows no conclusion about which loss is better."
+        )
+    parts = [
+        f"{HEADINGS[column]}: {row[0]} better and {row[1]} worse than the benchmark, {row[2] - row[0] - row[1]} open"
+        for column, row in compared.items()
+    ]
+    total = sum(row[2] for row in compared.values())
+    return (
+        f"Differences whose two intervals both exclude zero: {'; '.join(parts)}. Of {total} comparisons at 95 %, about "
+        f"{0.05 * total:.1f} would look established by chance on one interval alone; requiring both makes that rarer. "
+        "The intervals over images draw whole classes, of which there are few: they are wide, and approximate."
+    )

@@ -1,0 +1,309 @@
+"""Train, evaluate and record the thesis' grid of losses and seeds: ``python -m training.reproduce --protocol toy``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training import grid_report
+from training.data import MissingClasses
+from training.engine import TrainingDiverged
+from training.evaluate import REPORT, evaluate
+from training.grid import DIGITS, Cell, class_counts, plan
+from training.grid_rows import (
+    CELL_FILE,
+    GRID_RUNS,
+    RESULTS,
+    Row,
+    cell_columns,
+    cell_key,
+    merge_rows,
+    read_rows,
+    results_file,
+    stored_rows,
+)
+from training.precision import PRECISION_CHOICES
+from training.protocols import PROTOCOLS
+from training.report import build_report
+from training.runs import PRESETS, Run, TrainConfig, write_atomically
+from training.scoring import score_split
+from training.train import parse_option, train
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_SCORES = "validation.npz"
+_VALIDATION_REPEATS = 100
+
+
+@dataclass
+class Outcome:
+    """What became of the cells, by name."""
+
+    trained: list[str] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
+    diverged: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def reproduce(
+    cells: Sequence[Cell],
+    *,
+    data: Path | None,
+    runs: Path = GRID_RUNS,
+    results: Path = RESULTS,
+    device: str = "auto",
+    workers: int = 0,
+    again: bool = False,
+    budget_minutes: float | None = None,
+    show_progress: bool = True,
+) -> Outcome:
+    """Work through the cells, in order; finished ones are taken as they are, a half-trained one is continued.
+
+    Args:
+        cells: from ``training.grid.plan``.
+        data: root of the data set.
+        runs: where the runs lie.
+        results: where the rows are gathered.
+        device: "auto" takes CUDA where there is one.
+        workers: data loading processes.
+        again: evaluate (and where need be train) also what already has its rows.
+        budget_minutes: stop after this time; what was trained is kept.
+        show_progress: draw bars.
+    """
+    outcome = Outcome(left=[cell.name for cell in cells])
+    if not cells:
+        return outcome
+    file = results_file(cells[0].protocol, results)
+    # The data are the same for all cells but for the digits, which change no class.
+    classes = class_counts(cells[0].config(data=data, device=device))
+    budget = _Budget(budget_minutes)
+    try:
+        with budget:
+            for number, cell in enumerate(cells, 1):
+                place = f"cell {number} of {len(cells)}, {cell.name}"
+                columns = cell_columns(cell, classes)
+                recorded = {cell_key(row) for row in read_rows(file)}
+                if cell_key(columns) in recorded and not again:
+                    outcome.found.append(cell.name)
+                elif not again and (stored := stored_rows(runs / cell.name)):
+                    merge_rows(file, stored)
+                    outcome.found.append(cell.name)
+                else:
+                    logger.info("%s: training", place)
+                    config = cell.config(data=data, device=device, workers=workers)
+                    run = _finish(config, columns, runs, show_progress)
+                    rows = stored_rows(run.folder)
+                    merge_rows(file, rows)
+                    broken = any("diverged" in row for row in rows)
+                    (outcome.diverged if broken else outcome.trained).append(cell.name)
+                    logger.info("%s: %s", place, _summary(rows))
+                outcome.left.remove(cell.name)
+    except KeyboardInterrupt:
+        if not budget.is_spent:
+            raise
+        logger.info("the budget of %g minutes is spent", budget_minutes)
+    return outcome
+
+
+def _finish(config: TrainConfig, columns: Row, runs: Path, show_progress: bool) -> Run:
+    """Train and evaluate one cell and write its ``cell.json`` last: where it is, the cell is finished."""
+    folder = runs / config.name
+    record: dict[str, Any] = {"columns": columns}
+    try:
+        run = train(config, runs=runs, show_progress=show_progress)
+        evaluate(run, device=config.device, show_progress=show_progress)
+        record["validation"] = _validation_report(run, config.device, show_progress)
+    except TrainingDiverged as error:
+        logger.error("%s", error)
+        run = Run(folder)
+        record["diverged"] = f"diverged: {str(error).partition(';')[0]}"
+    record["provenance"] = {
+        "run": config.name,
+        "commit": current_commit(),
+        "device": device_name(config.device),
+        "precision": config.training.precision,
+        "evaluated": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_atomically(folder / CELL_FILE, json.dumps(record, indent=2) + "\n")
+    return run
+
+
+def _validation_report(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
+    """The validation part's figures: what a choice between losses and scores may look at."""
+    data = run.protocol_data(("validation",))
+    scored = score_split(
+        run.classifier(data, device=device),
+        data.validation,
+        data.preprocessing,
+        workers=run.config.workers,
+        description="validation",
+        show_progress=show_progress,
+    )
+    scored.save(run.folder / VALIDATION_SCORES)
+    rule = json.loads((run.folder / REPORT).read_text())["rule"]
+    report = build_report(
+        scored, config={}, notes=[], counts={}, factory=None, rule=rule, repeats=_VALIDATION_REPEATS
+    )
+    return {key: report[key] for key in ("rule", "accuracy", "scores")}
+
+
+def current_commit() -> str | None:
+    """Of the working copy, with "+" where tracked files are changed; None outside of one."""
+    root = Path(__file__).parents[1]
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"],
+            cwd=root, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def device_name(device: str) -> str:
+    """The hardware, for people."""
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _summary(rows: list[Row]) -> str:
+    for row in rows:
+        if "diverged" in row:
+            return str(row["diverged"])
+        if (row["group"], row["score"]) == ("unknowns", "softmax"):
+            figures = {target: cell["value"] for target, cell in row["ccr_at_fpr"].items()}
+            shown = [
+                f"CCR@{target} {'-' if figures[target] is None else format(figures[target], '.4f')}"
+                for target in ("0.001", "0.01", "0.1")
+            ]
+            return f"{', '.join(shown)}, accuracy {row['accuracy']['value']:.4f}"
+    return "no unknowns in the test part"
+
+
+class _Budget:
+    """Interrupts the process, as Ctrl-C does, when the time is over; entered, it watches.
+
+    Attributes:
+        is_spent: whether that happened.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes, self.is_spent = minutes, False
+        self._former: Any = None
+
+    def __enter__(self) -> _Budget:
+        if self.minutes is not None:
+            self._former = signal.signal(signal.SIGALRM, self._stop)
+            # Again every minute: an exception that a destructor swallows must not cost the whole budget.
+            signal.setitimer(signal.ITIMER_REAL, 60 * self.minutes, 60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.minutes is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._former)
+
+    def _stop(self, *_: object) -> None:
+        self.is_spent = True
+        # The training loop decides how it is interrupted: it keeps its place.
+        signal.raise_signal(signal.SIGINT)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.reproduce", description=__doc__)
+    parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
+    parser.add_argument("--seeds", type=int, default=3, help="how many: 1, 2, ... (default 3)")
+    parser.add_argument("--losses", help="comma-separated; default: all twenty, as ranked")
+    parser.add_argument("--data", type=Path, help="root of the data set")
+    parser.add_argument("--epochs", type=int, help="default: the protocol's")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="thesis")
+    parser.add_argument(
+        "--digits",
+        help=f"source of the toy protocol's digits, comma-separated; default: {','.join(DIGITS)}",
+    )
+    parser.add_argument("--image-size", type=int, help="side of the model's input (p1-p3)")
+    parser.add_argument(
+        "--option", "-o", type=parse_option, action="append", default=[], metavar="KEY=VALUE",
+        help="any option of make train; the thesis preset has as_published=true unless told otherwise",
+    )  # fmt: skip
+    parser.add_argument("--budget-minutes", type=float, help="stop after this time, keep all")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    parser.add_argument("--precision", choices=PRECISION_CHOICES)
+    parser.add_argument("--workers", type=int, default=0, help="data loading processes")
+    parser.add_argument("--runs", type=Path, default=GRID_RUNS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--again", action="store_true", help="also what already has its rows")
+    parser.add_argument("--list", action="store_true", help="only list the cells, in order")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 also where the budget ended it, 1 on an error or a diverged cell."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = dict(arguments.option)
+    for key in ("image_size", "precision"):
+        if getattr(arguments, key) is not None:
+            options[key] = getattr(arguments, key)
+    try:
+        cells = plan(
+            arguments.protocol,
+            seeds=arguments.seeds,
+            losses=arguments.losses.split(",") if arguments.losses else None,
+            digits=arguments.digits.split(",") if arguments.digits else None,
+            preset=arguments.preset,
+            epochs=arguments.epochs,
+            options=options,
+        )
+        if arguments.list:
+            print("\n".join(cell.name for cell in cells))
+            return 0
+        outcome = reproduce(
+            cells,
+            data=arguments.data,
+            runs=arguments.runs,
+            results=arguments.results,
+            device=arguments.device,
+            workers=arguments.workers,
+            again=arguments.again,
+            budget_minutes=arguments.budget_minutes,
+            show_progress=not arguments.quiet,
+        )
+        grid_report.write(arguments.protocol, runs=arguments.runs, results=arguments.results)
+    except (ValueError, MissingClasses, OSError) as error:
+        logger.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("interrupted; the same command continues where it stopped")
+        return 130
+    logger.info(
+        "%d trained, %d were there, %d diverged, %d left%s",
+        len(outcome.trained), len(outcome.found), len(outcome.diverged), len(outcome.left),
+        "; the same command goes on" if outcome.left else "",
+    )  # fmt: skip
+    return 1 if outcome.diverged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
