@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from openset.labels import NEGATIVE, UNKNOWN, is_known
-from training.losses import LOSSES, build_loss
+from training.losses import LOSSES, THESIS_LOSSES, build_loss
 from training.protocols import get_protocol
 from training.runs import TrainConfig, make_config
 
@@ -65,7 +65,7 @@ class Cell:
 def ranked_losses(protocol: str) -> list[str]:
     """Every loss, the most telling first."""
     first = _VISUAL_RANKING if protocol == "toy_vis" else RANKING
-    return [*first, *(loss for loss in LOSSES if loss not in first)]
+    return [*first, *(loss for loss in THESIS_LOSSES if loss not in first)]
 
 
 def default_epochs(protocol: str) -> int:
