@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from openset.compilation import compile_backbone, filled_up
 from openset.decision import accept
 from openset.heads import Head, OpenSetOutput
 from openset.model_card import ModelCard, PathIdentity
@@ -69,15 +70,16 @@ class OpenSetClassifier:
         self.path = PathIdentity(digest, self.device.type, precision, compiled)
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.head = head.to(self.device).eval()
-        self._features = torch.compile(self.network) if compiled else self.network
+        self._features = compile_backbone(self.network, self.device) if compiled else self.network
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
         """Score images in evaluation form, uint8 (N, channels, H, W), on any device."""
-        batch = self.preprocessing.normalize(images.to(self.device, non_blocking=True))
+        sent = filled_up(images) if self.path.compiled else images
+        batch = self.preprocessing.normalize(sent.to(self.device, non_blocking=True))
         batch = batch.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            features = self._features(batch)
+            features = self._features(batch)[: len(images)]
         output = self.head(features)
         scores = {name: score(output) for name, score in SCORES.items()}
         return Prediction(output, scores, output.logits.argmax(dim=1))
