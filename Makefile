@@ -21,7 +21,7 @@ flag = $(if $($(1)),$(2) $(if $(3),$(3),$($(1))))
 chosen-protocol = $(if $(filter file,$(origin PROTOCOL)),,$(PROTOCOL))
 need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
 
-.PHONY: help install lock demo train evaluate export calibrate archive serve compare-losses cures recommend reproduce report up up-gpu down test lint types clean
+.PHONY: help install lock demo train evaluate export calibrate archive serve bench compare-losses cures recommend reproduce report up up-gpu down test lint types clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,10 @@ report: install ## [PROTOCOL= MERGE=other.json]: tables and figures of the grid 
 serve: install ## MODEL=<name> [PORT=8000 DEVICE= PRECISION=]: TorchServe and gateway on this machine
 	$(call need,MODEL,demo)
 	@$(PY) -m serving.stack --model $(MODEL) --port $(PORT) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
+
+bench: install ## serving speed against its baselines [IMAGES=<photographs> DEVICE= PRECISION= COMPILED=1 JSON= FIGURE= URL= ARGS=]; about 9 min
+	@$(PY) benchmarks/serve.py $(call flag,IMAGES,--images) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) \
+	  $(if $(COMPILED),--compiled) $(call flag,JSON,--json) $(call flag,FIGURE,--figure) $(call flag,URL,--url) $(ARGS)
 
 up: ## MODEL=<name>: the same in containers, CPU
 	$(call need,MODEL,demo)

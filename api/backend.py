@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import aiohttp
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yarl import URL
 
 from api.problems import Problem
 from api.settings import Settings
@@ -97,12 +98,15 @@ class Backend:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._url = f"http://torchserve/predictions/{settings.model_name}"
+        self._url = URL(f"http://torchserve/predictions/{settings.model_name}")
         self._deadline_s = settings.deadline_s
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(settings.inference_socket.resolve()), limit=0),
             timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
+            # TorchServe sets no cookies and reads none of these headers; both cost time at every request.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("user-agent", "accept", "accept-encoding"),
         )
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The current calibration, asked for at every request and never cached, yet one query serves many requests."""
+"""The current calibration, asked for at every request and never stale, yet one query serves many requests."""
 
 from __future__ import annotations
 
@@ -45,3 +45,36 @@ class Coalesced(Generic[T]):
                 waiting.exception()  # read once here: those who asked may have timed out
             else:
                 waiting.set_result(result)
+
+
+class Unchanged(Generic[T]):
+    """Keeps a value for as long as the store itself says, at every question, that nothing was committed since.
+
+    Args:
+        version: a number that changes with every commit, or None where the store cannot tell cheaply.
+        read: reads the value anew.
+    """
+
+    def __init__(self, version: Callable[[], int | None], read: Coalesced[T]) -> None:
+        self._version = version
+        self._read = read
+        self._known: tuple[int | None, T] | None = None
+
+    def is_current(self) -> bool:
+        """Whether ``value`` is what a read would find now."""
+        return self._known is not None and self._known[0] == self._version() is not None
+
+    @property
+    def value(self) -> T:
+        """The value of the last read."""
+        assert self._known is not None
+        return self._known[1]
+
+    async def renewed(self) -> T:
+        """The value as of now or later, read from the store."""
+        version = (
+            self._version()
+        )  # before the read: a commit in between makes the next question read again
+        value = await self._read.get()
+        self._known = (version, value)
+        return value

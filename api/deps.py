@@ -1,10 +1,13 @@
-"""What routes ask for: the service, a permission, a place among the requests in flight."""
+"""What routes ask for: the service, a permission, the request's id.
+
+All are coroutines: FastAPI runs plain functions in a thread, which costs more than they do.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -14,47 +17,47 @@ from api.service import Service
 from api.settings import Scope
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
     """The service of the app."""
     service: Service = request.app.state.service
     return service
 
 
 ServiceDep = Annotated[Service, Depends(get_service)]
-RequestId = Annotated[str, Depends(request_id_of)]
 
 
-def requires(scope: Scope) -> Callable[..., None]:
-    """A dependency that lets only keys with ``scope`` pass; without configured keys everyone may."""
+async def get_request_id(request: Request) -> str:
+    """The id of the request."""
+    return request_id_of(request)
 
-    def check(request: Request, service: ServiceDep) -> None:
-        keys = service.settings.api_keys
-        if not keys:
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        digest = hashlib.sha256(token.encode()).hexdigest() if scheme.lower() == "bearer" else ""
-        matching = [key for key in keys if hmac.compare_digest(key.sha256, digest)]
-        if not matching:
-            raise Problem(
-                "missing-key", "expected the header Authorization: Bearer <key> with a known key"
-            )
-        if not any(scope in key.scopes for key in matching):
-            raise Problem("key-not-allowed", f"this key may not {scope}")
+
+RequestId = Annotated[str, Depends(get_request_id)]
+
+
+def permit(request: Request, service: Service, scope: Scope) -> None:
+    """Let only keys with ``scope`` pass; without configured keys everyone may.
+
+    Raises:
+        Problem: no known key, or one that may not.
+    """
+    keys = service.settings.api_keys
+    if not keys:
+        return
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    digest = hashlib.sha256(token.encode()).hexdigest() if scheme.lower() == "bearer" else ""
+    matching = [key for key in keys if hmac.compare_digest(key.sha256, digest)]
+    if not matching:
+        raise Problem(
+            "missing-key", "expected the header Authorization: Bearer <key> with a known key"
+        )
+    if not any(scope in key.scopes for key in matching):
+        raise Problem("key-not-allowed", f"this key may not {scope}")
+
+
+def requires(scope: Scope) -> Callable[..., Awaitable[None]]:
+    """``permit`` as a dependency."""
+
+    async def check(request: Request, service: ServiceDep) -> None:
+        permit(request, service, scope)
 
     return check
-
-
-async def admitted(service: ServiceDep) -> AsyncIterator[None]:
-    """A place among the requests in flight; refused at once when all are taken."""
-    limit = service.settings.max_in_flight
-    if service.in_flight >= limit:
-        raise Problem(
-            "overloaded", f"{limit} requests are being worked on; slow down", retry_after_s=1
-        )
-    service.in_flight += 1
-    service.metrics.in_flight.inc()
-    try:
-        yield
-    finally:
-        service.in_flight -= 1
-        service.metrics.in_flight.dec()

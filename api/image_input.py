@@ -21,7 +21,6 @@ from api.settings import Settings
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _MAX_SIDE = 30_000
-_FORM_OVERHEAD = 16_384  # boundaries and part headers
 
 
 async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
@@ -49,7 +48,7 @@ async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
         raise Problem("slow-upload", f"the body did not arrive within {timeout_s:g} s") from error
     except ClientDisconnect as error:
         raise Problem("incomplete-body", "the upload broke off") from error
-    return b"".join(chunks)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def read_images(
@@ -62,7 +61,7 @@ async def read_images(
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        limit = most * (settings.max_image_bytes + _FORM_OVERHEAD)
+        limit = settings.max_form_bytes(most)
         body = await read_body(request, limit, settings.read_timeout_s)
         images = await _from_form(request, body, field, most)
         for image in images:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -10,6 +9,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import Metrics
@@ -90,7 +90,7 @@ class JsonFormatter(logging.Formatter):
                 content[name] = getattr(record, name)
         if record.exc_info:
             content["exception"] = self.formatException(record.exc_info)
-        return json.dumps(content)
+        return orjson.dumps(content, default=str).decode()
 
 
 def configure_logging(level: str) -> None:

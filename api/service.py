@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.admission import Admission
 from api.archive import ServedModel
 from api.backend import Backend, HandlerAnswer
 from api.canary import canary_image
-from api.current import Coalesced
+from api.current import Coalesced, Unchanged
 from api.metrics import Metrics
 from api.problems import Problem
 from api.schemas import AppliedCalibration, PredictAnswer
@@ -29,13 +33,17 @@ T = TypeVar("T")
 _OWN_TARGET = "request"
 
 
-@dataclass(frozen=True)
-class Wish:
-    """How a client wants one image answered."""
+class Wish(BaseModel):
+    """How a client wants one image answered: the query of a prediction."""
 
-    fpr: float | None = None
-    top_k: int = 5
-    all_angles: bool = False
+    model_config = ConfigDict(frozen=True)
+
+    model: str | None = Field(
+        default=None, description="name of the served model; another one is refused"
+    )
+    fpr: float | None = Field(default=None, gt=0, lt=1, description="target for this request only")
+    top_k: int = Field(default=5, ge=1, le=1000)
+    angles: Literal["all"] | None = Field(default=None, description="angles to all classes")
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,9 @@ class Service:
         self.settings, self.model, self.store = settings, model, store
         self.backend, self.metrics = backend, metrics
         self.path: str | None = None
-        self.in_flight = 0
+        self.admission = Admission(most=settings.max_in_flight, deadline_s=settings.deadline_s)
         self._answered_at = float("-inf")
-        self._current: dict[str, Coalesced[Calibration | None]] = {}
+        self._current: dict[str, Unchanged[Calibration | None]] = {}
         self._learning = asyncio.Lock()
 
     # -- store ---------------------------------------------------------------------------------------------------------
@@ -92,10 +100,14 @@ class Service:
     async def current(self, path: str) -> Calibration:
         """The current calibration of a path, as of now."""
         if path not in self._current:
-            self._current[path] = Coalesced(
-                lambda: self.store.current(path), self.settings.store_timeout_s
-            )
-        calibration = await self.ask_store(asyncio.ensure_future(self._current[path].get()))
+            read = Coalesced(lambda: self.store.current(path), self.settings.store_timeout_s)
+            self._current[path] = Unchanged(self.store.version, read)
+        known = self._current[path]
+        calibration = (
+            known.value
+            if known.is_current()
+            else await self.ask_store(asyncio.ensure_future(known.renewed()))
+        )
         if calibration is None:
             raise self._not_calibrated(path)
         return calibration
@@ -122,7 +134,10 @@ class Service:
 
     async def canary(self) -> None:
         """One prediction of our own; learns the path and makes its factory point row one."""
-        answer = await self.backend.predict(canary_image(), {})
+        sent = time.perf_counter()
+        with self.admission.asking() as position:
+            answer = await self.backend.predict(canary_image(), {})
+        self.admission.learn(position, time.perf_counter() - sent)
         self._check_model(answer)
         await self._learn(answer.path)
         self._answered_at = time.monotonic()
@@ -183,6 +198,20 @@ class Service:
 
     # -- predict -------------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def place(self, images: int = 1) -> Iterator[None]:
+        """Places among the images in flight.
+
+        Raises:
+            Problem: overloaded.
+        """
+        with self.admission.places(images):
+            self.metrics.in_flight.inc(images)
+            try:
+                yield
+            finally:
+                self.metrics.in_flight.dec(images)
+
     async def predict(self, image: bytes, wish: Wish, request_id: str) -> PredictAnswer:
         """Judge one image by the operating point that is current now, or by the request's own target."""
         started = time.perf_counter()
@@ -197,11 +226,18 @@ class Service:
             "x-openset-top-k": str(wish.top_k),
             "x-request-id": request_id,
         }
-        if wish.all_angles:
-            headers["x-openset-angles"] = "all"
+        if wish.angles is not None:
+            headers["x-openset-angles"] = wish.angles
         sent = time.perf_counter()
-        answer = await self.backend.predict(image, headers)
+        with self.admission.asking() as position:
+            try:
+                answer = await self.backend.predict(image, headers)
+            except Problem as problem:
+                if problem.slug == "deadline":
+                    self.admission.learn(position, self.settings.deadline_s)
+                raise
         answered = time.perf_counter()
+        self.admission.learn(position, answered - sent)
         self._check_model(answer)
         self._check_echo(answer, point, name)
         self._answered_at = time.monotonic()

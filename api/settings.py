@@ -10,6 +10,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Scope = Literal["predict", "calibrate"]
 
+_FORM_OVERHEAD = 16_384  # bytes of boundaries and part headers, an image
+
 
 class ApiKey(BaseModel):
     """A key is stored as the SHA-256 of its text; two active keys allow a rotation."""
@@ -31,10 +33,11 @@ class Settings(BaseSettings):
         max_image_bytes: largest upload.
         max_pixels: largest image.
         max_batch_images: images of one ``/predict/batch`` request.
+        max_batch_bytes: all of its images together.
         read_timeout_s: time to receive a body.
-        deadline_s: time for TorchServe to answer.
+        deadline_s: time for TorchServe to answer; what would take longer is refused before.
         store_timeout_s: time for the store to answer.
-        max_in_flight: requests being worked on; more are refused at once.
+        max_in_flight: images being worked on, whatever the deadline would allow; bounds the memory.
         ready_seconds: a prediction this recent proves readiness without a canary.
         api_keys: none leaves the gateway open.
         log_level: of the JSON log.
@@ -48,7 +51,8 @@ class Settings(BaseSettings):
     database_url: str = "sqlite:///openset.db"
     max_image_bytes: int = Field(default=12 * 1024 * 1024, gt=0)
     max_pixels: int = Field(default=40_000_000, gt=0)
-    max_batch_images: int = Field(default=64, gt=0)
+    max_batch_images: int = Field(default=32, gt=0)
+    max_batch_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     read_timeout_s: float = Field(default=10.0, gt=0)
     deadline_s: float = Field(default=10.0, gt=0)
     store_timeout_s: float = Field(default=3.0, gt=0)
@@ -70,3 +74,15 @@ class Settings(BaseSettings):
     def model_name(self) -> str:
         """Name of the model in TorchServe."""
         return self.model or self.archive.stem
+
+    def max_form_bytes(self, images: int) -> int:
+        """Largest multipart body with this many images."""
+        one = self.max_image_bytes + _FORM_OVERHEAD
+        return one if images == 1 else min(images * one, self.max_batch_bytes)
+
+    def places_to_read(self, declared: str) -> int:
+        """Places of a batch while it is read, by its Content-Length: so the places bound the memory here too."""
+        size = self.max_form_bytes(self.max_batch_images)
+        if declared.isdecimal():
+            size = min(size, int(declared))
+        return max(1, min(-(-size // self.max_image_bytes), self.max_in_flight))

@@ -5,6 +5,7 @@ Current = the newest activation for a path. All calls block; the gateway makes t
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -81,8 +82,11 @@ class Store:
     def __init__(self, url: str) -> None:
         options: dict[str, Any] = {"pool_pre_ping": True} if not url.startswith("sqlite") else {}
         self.engine = sa.create_engine(url, **options)
+        self._watch: sqlite3.Connection | None = None
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _configure_sqlite)
+            if file := self.engine.url.database:
+                self._watch = sqlite3.connect(file, timeout=0, check_same_thread=False)
 
     def create_tables(self) -> None:
         """Create what is missing; safe when several processes start at once."""
@@ -94,6 +98,21 @@ class Store:
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
+        if self._watch is not None:
+            self._watch.close()
+
+    def version(self) -> int | None:
+        """A number that changes with every commit of any process, at the price of a look into shared memory.
+
+        None where the database has no such number (PostgreSQL) or cannot tell now.
+        """
+        if self._watch is None:
+            return None
+        try:
+            # This connection never writes: every commit is another's.
+            return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.Error:
+            return None
 
     def current(self, path: str) -> Calibration | None:
         """The calibration of the newest activation for a path."""

@@ -22,7 +22,8 @@ from openset import geometry
 from openset.answers import BadOperatingPoint, Refusal, document, read_question
 from openset.artifact import load_artifact, weights_digest
 from openset.classifier import OpenSetClassifier
-from openset.preprocessing import UnreadableImage, inspect
+from openset.compilation import buckets_up_to
+from openset.preprocessing import UnreadableImage
 from openset.scores import class_probabilities
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class OpenSetHandler:
         )
         self.weights_sha256 = weights_digest(folder)
         self.path = self.classifier.path.key
-        threads = int(settings.get("decode_threads") or max(1, min(8, (os.cpu_count() or 1) // 2)))
+        threads = int(settings.get("decode_threads") or len(os.sched_getaffinity(0)))
         self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._warm_up(int(properties.get("batch_size") or 1))
 
@@ -78,7 +79,8 @@ class OpenSetHandler:
     def _warm_up(self, batch_size: int) -> None:
         preprocessing = self.classifier.preprocessing
         side, channels = preprocessing.image_size, preprocessing.channels
-        for count in range(1, batch_size + 1):
+        compiled = self.classifier.path.compiled
+        for count in buckets_up_to(batch_size) if compiled else range(1, batch_size + 1):
             self.classifier.predict(torch.zeros(count, channels, side, side, dtype=torch.uint8))
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
@@ -110,12 +112,11 @@ class OpenSetHandler:
             body = row.get("body", row.get("data"))
             if not isinstance(body, bytes | bytearray):
                 raise UnreadableImage(f"expected image bytes, got {type(body).__name__}")
-            image_bytes = bytes(body)
-            width, height, kind = inspect(image_bytes)
             preprocessing = self.classifier.preprocessing
-            image = preprocessing.transform(preprocessing.decode(image_bytes))
+            decoded, facts = preprocessing.decode_with_facts(body)
+            image = preprocessing.transform(decoded)
             decode_ms = (time.perf_counter() - started) * 1e3
-            return question, image, {"width": width, "height": height, "format": kind}, decode_ms
+            return question, image, facts._asdict(), decode_ms
         except BadOperatingPoint as error:
             return Refusal(400, "/problems/bad-operating-point", "Bad operating point", str(error))
         except UnreadableImage as error:
@@ -154,7 +155,10 @@ class OpenSetHandler:
         started = time.perf_counter()
         classifier, card = self.classifier, self.classifier.card
         questions, images, facts, decode_ms = zip(*requests, strict=True)
-        prediction = classifier.predict(torch.stack(images))
+        stacked = torch.stack(images)
+        if classifier.device.type == "cuda":
+            stacked = stacked.pin_memory()  # else the copy to the device would wait
+        prediction = classifier.predict(stacked)
         taus = torch.tensor([question.tau for question in questions], dtype=torch.float32)
         scores, accepted = classifier.decide(
             prediction, taus, [question.score_type for question in questions]

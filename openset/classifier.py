@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from openset.compilation import compile_backbone, filled_up
 from openset.decision import accept
 from openset.fitted_scores import choose_scores
 from openset.heads import Head, OpenSetOutput
@@ -73,15 +74,16 @@ class OpenSetClassifier:
         self.head = head.to(self.device).eval()
         self.fitted = {name: score.to(self.device).eval() for name, score in (fitted or {}).items()}
         self.scores = choose_scores(card.scores, self.fitted)
-        self._features = torch.compile(self.network) if compiled else self.network
+        self._features = compile_backbone(self.network, self.device) if compiled else self.network
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
         """Score images in evaluation form, uint8 (N, channels, H, W), on any device."""
-        batch = self.preprocessing.normalize(images.to(self.device, non_blocking=True))
+        sent = filled_up(images) if self.path.compiled else images
+        batch = self.preprocessing.normalize(sent.to(self.device, non_blocking=True))
         batch = batch.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            features = self._features(batch)
+            features = self._features(batch)[: len(images)]
         output = self.head(features)
         scores = {name: score(output) for name, score in self.scores.items()}
         return Prediction(output, scores, output.logits.argmax(dim=1))

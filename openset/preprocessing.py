@@ -7,7 +7,7 @@ import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -34,7 +34,7 @@ class UnreadableImage(ValueError):
     """The bytes are not an image that we accept; the message is fit for the one who sent it."""
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes | bytearray) -> Image.Image:
     if not data:
         raise UnreadableImage("expected an image, got an empty body")
     try:
@@ -61,14 +61,12 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def inspect(data: bytes) -> tuple[int, int, str]:
-    """Width, height (as stored) and format of an image, without decoding a pixel.
+class ImageFacts(NamedTuple):
+    """An upload as it came: size as stored, in pixels, and format."""
 
-    Raises:
-        UnreadableImage: not an acceptable image.
-    """
-    image = _open(data)
-    return image.size[0], image.size[1], "JPEG" if image.format == "MPO" else str(image.format)
+    width: int
+    height: int
+    format: str
 
 
 _STRIP_PIXELS = 1_000_000
@@ -159,11 +157,18 @@ class Preprocessing:
         Raises:
             UnreadableImage: empty, another format, too large, truncated or broken.
         """
+        return self.decode_with_facts(data)[0]
+
+    def decode_with_facts(self, data: bytes | bytearray) -> tuple[Image.Image, ImageFacts]:
+        """``decode``, and what was sent."""
         image = _open(data)
+        facts = ImageFacts(
+            image.width, image.height, "JPEG" if image.format == "MPO" else str(image.format)
+        )
         try:
             image.load()
             image = _upright(image)
-            return _to_mode(image, self.mode)
+            return _to_mode(image, self.mode), facts
         except Exception as error:  # a decoder may raise anything on hostile bytes
             raise UnreadableImage(
                 f"the image does not decode ({type(error).__name__}: {error})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -19,6 +19,10 @@ METRICS_SOCKET = Path("admin/metrics.sock")
 _LONGEST_SOCKET_PATH = (
     100  # the kernel allows 107 bytes; TorchServe's own worker sockets lie beside ours
 )
+
+
+def _default_compile_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openset-serve"
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,9 @@ class ServingSettings:
         job_queue_size: requests that may wait; a full queue answers at once.
         device: "auto", "cpu" or "cuda"; anything but "auto" is a demand.
         precision: of the backbone, "float32" or "bfloat16".
-        compiled: torch.compile in the worker.
-        decode_threads: decoding threads of a worker; None for half of the cores.
+        compiled: torch.compile in the worker; minutes at the first start, then from the cache.
+        compile_cache: folder of compiled code, kept between starts.
+        decode_threads: decoding threads of a worker; None for its share of the cores.
         max_request_bytes: largest request body.
         java_heap: maximum heap of the frontend.
     """
@@ -55,6 +60,7 @@ class ServingSettings:
     device: str = "auto"
     precision: str = "float32"
     compiled: bool = False
+    compile_cache: Path = field(default_factory=_default_compile_cache)
     decode_threads: int | None = None
     max_request_bytes: int = 12_582_912
     java_heap: str = "1g"
@@ -123,7 +129,7 @@ def model_config(settings: ServingSettings) -> str:
                 "device": settings.device,
                 "precision": settings.precision,
                 "compiled": settings.compiled,
-                **({"decode_threads": settings.decode_threads} if settings.decode_threads else {}),
+                "decode_threads": settings.decode_threads or settings.worker_threads(),
             },
         },
         sort_keys=True,

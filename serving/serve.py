@@ -17,6 +17,9 @@ from serving.torchserve import TorchServeFailed
 
 logger = logging.getLogger(__name__)
 
+_STARTUP_S = 300
+_COMPILED_STARTUP_S = 3600
+
 
 def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that ``serve`` and ``stack`` share."""
@@ -32,8 +35,19 @@ def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compiled", action="store_true", help="torch.compile in the worker (needs a compiler)"
     )
+    parser.add_argument(
+        "--compile-cache",
+        type=Path,
+        help="folder of compiled code; default: ~/.cache/openset-serve",
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument(
+        "--max-batch-delay-ms",
+        type=int,
+        default=1,
+        help="how long a first request waits for company",
+    )
     parser.add_argument("--java-heap", default="1g")
 
 
@@ -47,9 +61,12 @@ def settings_from(arguments: argparse.Namespace) -> ServingSettings:
         run_dir=run_dir,
         workers=arguments.workers,
         batch_size=arguments.batch_size,
+        max_batch_delay_ms=arguments.max_batch_delay_ms,
         device=arguments.device,
         precision=arguments.precision,
         compiled=arguments.compiled,
+        startup_timeout_s=_COMPILED_STARTUP_S if arguments.compiled else _STARTUP_S,
+        **({"compile_cache": arguments.compile_cache} if arguments.compile_cache else {}),
         java_heap=arguments.java_heap,
     )
 

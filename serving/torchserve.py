@@ -74,6 +74,7 @@ class TorchServe:
             "OMP_NUM_THREADS": str(settings.worker_threads()),
             "LOG_LOCATION": str(settings.run_dir / "tmp"),
             "METRICS_LOCATION": str(settings.run_dir / "tmp"),
+            "TORCHINDUCTOR_CACHE_DIR": str(settings.compile_cache.resolve()),
         }
         if settings.device != "auto":
             environment["OPENSET_REQUIRE_DEVICE"] = settings.device

@@ -22,7 +22,7 @@ FORBIDDEN = {
 # Layers inside openset, lowest first; a module imports from lower layers or its own.
 LAYERS = [
     {"labels", "geometry", "model_card"},
-    {"preprocessing", "heads", "scores", "decision"},
+    {"preprocessing", "heads", "scores", "decision", "compilation"},
     {"networks", "metrics", "calibration", "fitted_scores"},
     {"classifier", "answers"},
     {"artifact"},

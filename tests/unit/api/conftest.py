@@ -54,7 +54,7 @@ async def start_gateway(
                 "archive": archive,
                 "inference_socket": stub.socket,  # type: ignore[attr-defined]
                 "database_url": f"sqlite:///{tmp_path / 'store.db'}",
-                "deadline_s": 5.0,
+                "deadline_s": 60.0,
                 "ready_seconds": 0.0,
             }
             app = create_app(Settings(**(values | changes)))

@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
 
 from api.current import Coalesced
 from api.store import Store
@@ -133,21 +132,21 @@ async def test_history_and_rollback(start_gateway: Any, database_url: str) -> No
 
 
 async def test_store_away_is_503_and_never_a_stale_tau(
-    gateway: httpx.AsyncClient, stub: StubTorchServe
+    start_gateway: Any, stub: StubTorchServe, database_url: str
 ) -> None:
+    gateway = await start_gateway(database_url=database_url)
     await predict(gateway)
     asked = len(stub.requests)
-    store = gateway.app.state.service.store  # type: ignore[attr-defined]
-
-    def away(*_: Any) -> None:
-        raise OperationalError("select", {}, Exception("gone"))
-
-    working, store.current = store.current, away
+    elsewhere = sa.create_engine(database_url)
+    with elsewhere.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE activations RENAME TO gone"))
     reply = await gateway.post("/predict", content=image_bytes(), headers=PNG)
     assert (reply.status_code, reply.json()["type"]) == (503, "/problems/store-away")
     assert "retry-after" in reply.headers
     assert len(stub.requests) == asked
-    store.current = working
+    with elsewhere.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE gone RENAME TO activations"))
+    elsewhere.dispose()
     assert (await gateway.post("/predict", content=image_bytes(), headers=PNG)).status_code == 200
 
 
@@ -155,10 +154,37 @@ async def test_hanging_store_is_503_too(start_gateway: Any) -> None:
     gateway = await start_gateway(store_timeout_s=0.2)
     await predict(gateway)
     release = threading.Event()
-    gateway.app.state.service.store.current = lambda path: release.wait(5)
+    store = gateway.app.state.service.store
+    store.version = lambda: None  # as with PostgreSQL: every request asks
+    gateway.app.state.service._current.clear()
+    store.current = lambda path: release.wait(5)
     reply = await gateway.post("/predict", content=image_bytes(), headers=PNG)
     release.set()
     assert (reply.status_code, reply.json()["type"]) == (503, "/problems/store-away")
+
+
+async def test_unchanged_store_is_not_read_again_and_a_changed_one_is(
+    gateway: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    await predict(gateway)
+    store = gateway.app.state.service.store  # type: ignore[attr-defined]
+    working, reads = store.current, 0
+
+    def counted(path: str) -> Any:
+        nonlocal reads
+        reads += 1
+        return working(path)
+
+    store.current = counted
+    for _ in range(5):
+        await predict(gateway)
+    assert reads == 0
+    other = Store(str(store.engine.url))  # as another process would
+    path = gateway.app.state.service.path  # type: ignore[attr-defined]
+    other.add(make_point(3.0, path), model_sha256="0" * 64, source="factory", reason="")
+    assert (await predict(gateway))["tau"] == 3.0
+    assert reads == 1
+    other.close()
 
 
 async def test_curve_falls_with_tau_and_carries_its_band(gateway: httpx.AsyncClient) -> None:

@@ -310,13 +310,13 @@ async def test_too_many_requests_in_flight_are_refused_at_once(
 ) -> None:
     gateway = await start_gateway(max_in_flight=2)
     await gateway.get("/readyz")
-    gateway.app.state.service.in_flight = 2
+    gateway.app.state.service.admission.taken = 2
     reply = await gateway.post("/predict", content=image_bytes(), headers=PNG)
     assert (reply.status_code, reply.json()["type"]) == (503, "/problems/overloaded")
     assert reply.headers["retry-after"] == "1"
-    gateway.app.state.service.in_flight = 0
+    gateway.app.state.service.admission.taken = 0
     assert (await gateway.post("/predict", content=image_bytes(), headers=PNG)).status_code == 200
-    assert gateway.app.state.service.in_flight == 0
+    assert gateway.app.state.service.admission.taken == 0
 
 
 async def test_batch_answers_each_image_in_order(gateway: httpx.AsyncClient) -> None:

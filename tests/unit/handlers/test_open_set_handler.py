@@ -264,3 +264,31 @@ def test_every_batch_size_is_warmed_up(artifact: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(OpenSetClassifier, "predict", counted)
     OpenSetHandler().initialize(FakeContext(artifact))
     assert sizes == [1, 2, 3, 4]
+
+
+def test_compiled_worker_warms_up_every_bucket_and_fills_batches_up_to_them(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def recorded(network: torch.nn.Module, device: torch.device) -> Any:
+        def run(images: torch.Tensor) -> Any:
+            sizes.append(len(images))
+            return network(images)
+
+        return run
+
+    monkeypatch.setattr("openset.classifier.compile_backbone", recorded)
+    handler, context = OpenSetHandler(), FakeContext(artifact, compiled=True)
+    context.system_properties["batch_size"] = 6
+    handler.initialize(context)
+    assert sizes == [1, 2, 4, 8]
+    sizes.clear()
+    bodies = [image_bytes(grey_image(seed)) for seed in range(5)]
+    answers, _ = ask(handler, artifact, bodies)
+    assert sizes == [8]
+    alone = [ask(handler, artifact, [body])[0][0]["score"] for body in bodies]
+    np.testing.assert_allclose(
+        [answer["score"] for answer in answers], alone, atol=SCORE_TOLERANCE["float32"], rtol=0
+    )
+    assert answers[0]["path"].startswith("cpu-float32-compiled-")

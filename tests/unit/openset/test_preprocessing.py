@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import transforms
 
 import openset.preprocessing
-from openset.preprocessing import Preprocessing, UnreadableImage, inspect
+from openset.preprocessing import Preprocessing, UnreadableImage
 from tests.factories import grey_image, image_bytes
 
 GREY = Preprocessing(mode="L", image_size=28, resize=28)
@@ -163,9 +163,10 @@ def test_extreme_shapes_become_a_square_without_huge_intermediates(size: tuple[i
     assert COLOR.transform(color_image(*size)).shape == (3, 224, 224)
 
 
-def test_inspect_reads_the_header_only() -> None:
-    broken_behind_the_header = encoded(color_image(123, 45), "JPEG")[:700]
-    assert inspect(broken_behind_the_header) == (123, 45, "JPEG")
+def test_facts_are_of_the_upload_as_it_was_stored() -> None:
+    image, facts = COLOR.decode_with_facts(bytearray(encoded(color_image(123, 45), "JPEG")))
+    assert facts == (123, 45, "JPEG")
+    assert image.size == (123, 45)
 
 
 def test_normalize_scales_and_standardizes() -> None:

@@ -1,0 +1,92 @@
+"""Who may wait: what cannot be answered within the deadline is refused at once, so that the rest keeps its latency.
+
+The model server answers in order. Whoever comes now waits for all who are in flight, at the pace of the answers; that
+pace, seconds an answer, is learnt from every answer. So the places are deadline x throughput, whatever the model, the
+hardware and the size of the images. With several gateway processes each learns its own share of the throughput.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from api.problems import Problem
+
+_WEIGHT = 0.1  # of the newest answer
+# The pace is an average and an upload takes time too; a place is given only where this much of the deadline suffices.
+_SHARE_OF_DEADLINE = 0.8
+
+
+class Admission:
+    """Places of one gateway process.
+
+    Args:
+        most: places at any pace; they bound the memory.
+        deadline_s: time an answer may take.
+
+    Attributes:
+        taken: places, one an image.
+        at_model: images that the model server has and has not answered.
+        seconds_an_answer: learnt; None before the first answer.
+    """
+
+    def __init__(self, *, most: int, deadline_s: float) -> None:
+        self._most = most
+        self._budget_s = _SHARE_OF_DEADLINE * deadline_s
+        self.taken = 0
+        self.at_model = 0
+        self.seconds_an_answer: float | None = None
+
+    def expected_s(self, images: int = 1) -> float:
+        """Time until the last of ``images`` that come now would be answered."""
+        return (self.taken + images) * (self.seconds_an_answer or 0.0)
+
+    def check(self, images: int = 1) -> None:
+        """Refuse what would be late or has no place. An idle gateway refuses nobody: only answers teach it.
+
+        Raises:
+            Problem: overloaded, with the seconds after which it is worth asking again.
+        """
+        if self.taken + images > self._most:
+            raise Problem(
+                "overloaded",
+                f"{self.taken} images are being worked on, at most {self._most} are accepted; slow down",
+                retry_after_s=max(1, math.ceil(images * (self.seconds_an_answer or 0.0))),
+            )
+        late_s = self.expected_s(images) - self._budget_s
+        if late_s > 0 and (self.taken or images > 1):
+            raise Problem(
+                "overloaded",
+                f"the answer would take {self.expected_s(images):.1f} s, more than is allowed; slow down",
+                retry_after_s=max(1, math.ceil(late_s)),
+            )
+
+    @contextmanager
+    def places(self, images: int = 1) -> Iterator[None]:
+        """Take places until the end of the block.
+
+        Raises:
+            Problem: see ``check``.
+        """
+        self.check(images)
+        self.taken += images
+        try:
+            yield
+        finally:
+            self.taken -= images
+
+    @contextmanager
+    def asking(self) -> Iterator[int]:
+        """Around one question to the model server; gives its position among those that wait there."""
+        self.at_model += 1
+        try:
+            yield self.at_model
+        finally:
+            self.at_model -= 1
+
+    def learn(self, position: int, seconds: float) -> None:
+        """Take in an answer (or its absence): ``position`` images were answered in this time."""
+        pace = seconds / position
+        known = self.seconds_an_answer
+        self.seconds_an_answer = pace if known is None else known + _WEIGHT * (pace - known)

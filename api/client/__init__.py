@@ -1,0 +1,1 @@
+"""Command-line client of the gateway: ``python -m api.client predict FOLDER --out results.parquet``."""

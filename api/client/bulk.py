@@ -1,0 +1,235 @@
+"""Asks the gateway about many files: so many at a time, patiently, and never twice about the same."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import aiohttp
+import orjson
+from tqdm import tqdm
+
+from api.client.results import Journal, Row, row_of
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+# Answers that say "later"; all others are final for this image.
+_LATER = (408, 429, 502, 503, 504)
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 15.0
+
+
+class GatewayRefuses(RuntimeError):
+    """The gateway cannot be reached or will not answer us at all."""
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """How to reach it.
+
+    Attributes:
+        url: e.g. "http://127.0.0.1:8000".
+        key: API key, or None.
+        patience_s: how long one image may be told "later" before it is given up in this run.
+    """
+
+    url: str
+    key: str | None = None
+    patience_s: float = 120.0
+
+    def session(self) -> aiohttp.ClientSession:
+        """A client; must be made inside a running loop."""
+        headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
+        return aiohttp.ClientSession(
+            self.url,
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=60),
+        )
+
+    async def model_sha256(self) -> str:
+        """Digest of the served weights.
+
+        Raises:
+            GatewayRefuses: nobody answers, or not us.
+        """
+        try:
+            async with self.session() as session, session.get("/model") as response:
+                body = await response.read()
+                if response.status != 200:
+                    raise GatewayRefuses(_refusal(self.url, response.status, body))
+                return str(orjson.loads(body)["sha256"])
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise GatewayRefuses(
+                f"no gateway answers at {self.url} ({error}); start one with make serve MODEL=<name>, or name it with --url"
+            ) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise GatewayRefuses(f"{self.url} is not a gateway of this product") from error
+
+
+def _refusal(url: str, status: int, body: bytes) -> str:
+    hint = "; give the key in the environment variable OPENSET_API_KEY" if status == 401 else ""
+    return f"{url} answered {status}: {body[:300].decode(errors='replace')}{hint}"
+
+
+def files_under(folder: Path) -> Iterator[str]:
+    """Paths of all images below a folder, sorted."""
+    for directory, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES):
+                yield os.path.join(directory, name)
+
+
+async def lines_of(stream: TextIO) -> AsyncIterator[str]:
+    """Paths that arrive on a stream, one a line."""
+    while line := await asyncio.to_thread(stream.readline):
+        if path := line.rstrip("\r\n"):
+            yield path
+
+
+@dataclass
+class Count:
+    """What became of the files of this run."""
+
+    asked: int = 0
+    skipped: int = 0
+    accepted: int = 0
+    unknown: int = 0
+    refused: int = 0
+    unanswered: int = 0
+
+
+async def predict_all(
+    gateway: Gateway,
+    paths: AsyncIterator[str],
+    journal: Journal,
+    *,
+    concurrency: int,
+    query: dict[str, str],
+    progress: Callable[[Count], None],
+) -> Count:
+    """Ask about every path that the journal does not hold yet.
+
+    Args:
+        gateway: whom to ask.
+        paths: of images.
+        journal: takes the answers.
+        concurrency: requests at a time.
+        query: of every request.
+        progress: called after every file.
+
+    Raises:
+        GatewayRefuses: the key is wrong.
+    """
+    count = Count()
+    # As many paths wait as are asked about: a stream of any length needs no memory.
+    waiting: asyncio.Queue[str | None] = asyncio.Queue(concurrency)
+
+    async def feed() -> None:
+        async for path in paths:
+            await waiting.put(path)
+        for _ in range(concurrency):
+            await waiting.put(None)
+
+    async def ask(session: aiohttp.ClientSession) -> None:
+        while (path := await waiting.get()) is not None:
+            await _one(gateway, session, path, journal, query, count)
+            progress(count)
+
+    try:
+        async with gateway.session() as session, asyncio.TaskGroup() as tasks:
+            tasks.create_task(feed())
+            for _ in range(concurrency):
+                tasks.create_task(ask(session))
+    except ExceptionGroup as group:
+        refusals = group.subgroup(GatewayRefuses)
+        if refusals is None:
+            raise
+        raise GatewayRefuses(str(refusals.exceptions[0])) from None
+    return count
+
+
+async def _one(
+    gateway: Gateway,
+    session: aiohttp.ClientSession,
+    path: str,
+    journal: Journal,
+    query: dict[str, str],
+    count: Count,
+) -> None:
+    try:
+        facts = await asyncio.to_thread(os.stat, path)
+        file = [facts.st_size, facts.st_mtime_ns]
+        if journal.done.get(path) == file:
+            count.skipped += 1
+            return
+        image = await asyncio.to_thread(Path(path).read_bytes)
+    except OSError as error:
+        # Not journaled: the file may be there next time.
+        count.unanswered += 1
+        _note(f"{path}: {error.strerror or error}")
+        return
+    row = await _ask_patiently(gateway, session, path, image, query)
+    count.asked += 1
+    if row is None:
+        count.unanswered += 1
+        return
+    journal.add(row, file)
+    if row["status"] != 200:
+        count.refused += 1
+    elif row["accepted"]:
+        count.accepted += 1
+    else:
+        count.unknown += 1
+
+
+async def _ask_patiently(
+    gateway: Gateway, session: aiohttp.ClientSession, path: str, image: bytes, query: dict[str, str]
+) -> Row | None:
+    """The row of an image; None if the gateway said "later" for too long."""
+    clock = asyncio.get_running_loop().time
+    until, wait_s = clock() + gateway.patience_s, _FIRST_WAIT_S
+    while True:
+        retry_after, said = 0.0, ""
+        try:
+            async with session.post(
+                "/predict",
+                params=query,
+                data=image,
+                headers={"content-type": "application/octet-stream"},
+            ) as response:
+                status, body = response.status, await response.read()
+                wanted = response.headers.get("retry-after", "")
+                retry_after = float(wanted) if wanted.isdecimal() else 0.0
+            if status in (401, 403):
+                raise GatewayRefuses(_refusal(gateway.url, status, body))
+            if status not in _LATER:
+                return row_of(path, status, _document(body))
+            said = f"answered {status}: {_document(body).get('detail', '')}"
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            said = f"did not answer ({type(error).__name__})"
+        pause = max(retry_after, wait_s)
+        if clock() + pause > until:
+            _note(f"{path}: {gateway.url} {said}; given up for now")
+            return None
+        await asyncio.sleep(pause)
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    try:
+        content = orjson.loads(body)
+    except ValueError:
+        content = None
+    return content if isinstance(content, dict) else {"detail": body[:300].decode(errors="replace")}
+
+
+def _note(text: str) -> None:
+    """A line for people, above a progress bar if there is one."""
+    tqdm.write(text, file=sys.stderr)

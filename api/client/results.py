@@ -1,0 +1,167 @@
+"""Where answers go: a journal that survives an interruption, then one table, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import orjson
+
+# Column -> type, in the order of the table; all but the first two may be missing.
+COLUMNS: dict[str, type] = {
+    "path": str,
+    "status": int,
+    "label": str,
+    "accepted": bool,
+    "score": float,
+    "score_type": str,
+    "tau": float,
+    "p_value": float,
+    "nearest_label": str,
+    "nearest_probability": float,
+    "nearest_cosine": float,
+    "nearest_angle_deg": float,
+    "calibration_id": int,
+    "fpr": float,
+    "model_sha256": str,
+    "problem": str,
+    "detail": str,
+}
+
+Row = dict[str, Any]
+
+
+class CannotResume(ValueError):
+    """The journal or the result belongs to something else."""
+
+
+def row_of(path: str, status: int, answer: dict[str, Any]) -> Row:
+    """One line of the table from an answer of ``POST /predict``, or from its problem."""
+    if status != 200:
+        problem = {"problem": answer.get("type"), "detail": answer.get("detail")}
+        return {"path": path, "status": status, **problem}
+    nearest, calibration = answer["nearest"], answer["calibration"]
+    same = ("label", "accepted", "score", "score_type", "tau", "p_value")
+    return {
+        "path": path,
+        "status": status,
+        **{name: answer[name] for name in same},
+        **{f"nearest_{name}": nearest[name] for name in ("label", "probability", "cosine", "angle_deg")},
+        "calibration_id": calibration["id"],
+        "fpr": calibration["fpr"],
+        "model_sha256": answer["model"]["sha256"],
+    }  # fmt: skip
+
+
+class Journal:
+    """Answers so far, one JSON line each, beside the result; a broken last line (a kill) is dropped.
+
+    Args:
+        out: the result that will be made of it.
+        identity: what all answers must share; another one on resuming is refused.
+
+    Raises:
+        CannotResume: the result exists already, or the journal was begun with another identity.
+    """
+
+    def __init__(self, out: Path, identity: dict[str, Any]) -> None:
+        self.out = out
+        self.file = out.with_name(out.name + ".journal")
+        if out.exists():
+            raise CannotResume(
+                f"{out} exists already; remove it or name another file with --out (nothing was changed)"
+            )
+        known = self.file.read_bytes().split(b"\n") if self.file.exists() else []
+        lines = [orjson.loads(line) for line in known[:-1]]  # the last is empty, or broken
+        if lines and lines[0] != identity:
+            raise CannotResume(
+                f"{self.file} was begun with {orjson.dumps(lines[0]).decode()}, now it is "
+                f"{orjson.dumps(identity).decode()}; remove it to begin anew, or name another --out"
+            )
+        self.done: dict[str, list[int]] = {line["row"]["path"]: line["file"] for line in lines[1:]}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if known and known[-1]:
+            with self.file.open("r+b") as stream:
+                stream.truncate(sum(len(line) + 1 for line in known[:-1]))
+        self._stream = self.file.open("ab", buffering=0)
+        if not lines:
+            self._write(identity)
+
+    def _write(self, content: dict[str, Any]) -> None:
+        self._stream.write(orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE))
+
+    def add(self, row: Row, file: list[int]) -> None:
+        """Keep an answer.
+
+        Args:
+            row: see ``row_of``.
+            file: size and time of the image; if they change the image is asked about again.
+        """
+        self._write({"row": row, "file": file})
+        self.done[row["path"]] = file
+
+    def rows(self) -> Iterator[Row]:
+        """The newest answer of every path, in the order of the paths."""
+        newest: dict[str, Row] = {}
+        with self.file.open("rb") as stream:
+            next(stream)
+            for line in stream:
+                row = orjson.loads(line)["row"]
+                newest[row["path"]] = row
+        for path in sorted(newest):
+            yield newest[path]
+
+    def close(self) -> None:
+        """Close the file; the next run goes on from here."""
+        self._stream.close()
+
+    def finish(self) -> int:
+        """Write the result, atomically, and remove the journal; gives the number of rows."""
+        self.close()
+        partial = self.out.with_name(self.out.name + ".partial")
+        rows = list(self.rows())
+        WRITERS[self.out.suffix](rows, partial)
+        os.replace(partial, self.out)
+        self.file.unlink()
+        return len(rows)
+
+
+def write_csv(rows: list[Row], file: Path) -> None:
+    """A table with a header; missing values are empty, truth values ``true`` and ``false``."""
+
+    def text(value: Any) -> Any:
+        return str(value).lower() if isinstance(value, bool) else value
+
+    stream: TextIO
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(COLUMNS)
+        writer.writerows([text(row.get(name)) for name in COLUMNS] for row in rows)
+
+
+def write_parquet(rows: list[Row], file: Path) -> None:
+    """A typed table, zstd-compressed.
+
+    Raises:
+        ModuleNotFoundError: arro3 is not installed.
+    """
+    from arro3.core import Array, DataType, Field, Schema, Table
+    from arro3.io import write_parquet as write
+
+    types = {
+        str: DataType.utf8(),
+        int: DataType.int64(),
+        float: DataType.float64(),
+        bool: DataType.bool(),
+    }
+    schema = Schema([Field(name, types[kind]) for name, kind in COLUMNS.items()])
+    columns: dict[str, Any] = {
+        name: Array([row.get(name) for row in rows], types[kind]) for name, kind in COLUMNS.items()
+    }
+    write(Table.from_pydict(columns, schema=schema), file, compression="zstd(3)")
+
+
+WRITERS = {".csv": write_csv, ".parquet": write_parquet}

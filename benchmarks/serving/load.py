@@ -1,0 +1,191 @@
+"""Load on an HTTP address: closed loop (a fixed number of connections) and open loop (a fixed arrival rate).
+
+In the open loop a request's latency counts from the moment it was *due*, whatever became of those before it: a server
+that stalls is charged for everyone who would have come meanwhile (no coordinated omission).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+from numpy.typing import NDArray
+
+NO_ANSWER = 0
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go.
+
+    Attributes:
+        url: of the server, e.g. "http://127.0.0.1:8000"; with a socket only its path prefix counts.
+        path: of the call, with its query.
+        socket: Unix socket to connect to instead of the host in ``url``.
+        headers: of every request.
+    """
+
+    url: str
+    path: str = "/predict"
+    socket: Path | None = None
+    headers: dict[str, str] = field(
+        default_factory=lambda: {"content-type": "application/octet-stream"}
+    )
+
+    def session(self, timeout_s: float) -> aiohttp.ClientSession:
+        """A client without a limit of connections; must be made inside a running loop."""
+        connector = (
+            aiohttp.TCPConnector(limit=0)
+            if self.socket is None
+            else aiohttp.UnixConnector(str(self.socket.resolve()), limit=0)
+        )
+        return aiohttp.ClientSession(
+            self.url, connector=connector, timeout=aiohttp.ClientTimeout(total=timeout_s)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of one load.
+
+    Attributes:
+        due: when each request was due, seconds after the start, (N,).
+        seconds: from due to the whole answer, (N,).
+        statuses: HTTP status of each, or ``NO_ANSWER``, (N,).
+        duration_s: of the load.
+    """
+
+    due: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+    statuses: NDArray[np.int64]
+    duration_s: float
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """Which requests were answered with 200, (N,)."""
+        good: NDArray[np.bool_] = self.statuses == 200
+        return good
+
+    @property
+    def rate(self) -> float:
+        """Answers with 200 a second."""
+        return float(self.good.sum()) / self.duration_s
+
+    def goodput(self, deadline_s: float) -> float:
+        """Answers with 200 within the deadline, a second."""
+        return float((self.good & (self.seconds <= deadline_s)).sum()) / self.duration_s
+
+    def latency(self, quantile: float, *, of: NDArray[np.bool_] | None = None) -> float | None:
+        """Quantile of the latency in seconds, of the good answers or of a mask; None without any."""
+        values = self.seconds[self.good if of is None else of]
+        return float(np.quantile(values, quantile)) if len(values) else None
+
+    @property
+    def refused(self) -> NDArray[np.bool_]:
+        """Which requests were refused with 503, (N,)."""
+        refused: NDArray[np.bool_] = self.statuses == 503
+        return refused
+
+    def summary(self, deadline_s: float) -> dict[str, object]:
+        """Plain values for JSON; milliseconds and requests a second."""
+        return {
+            "requests": len(self.statuses),
+            "seconds": round(self.duration_s, 3),
+            "rate": round(self.rate, 3),
+            "goodput": round(self.goodput(deadline_s), 3),
+            "statuses": {str(key): count for key, count in Counter(self.statuses.tolist()).items()},
+            **{
+                f"{name}_ms": None if (value := self.latency(q)) is None else round(value * 1e3, 3)
+                for name, q in QUANTILES.items()
+            },
+        }
+
+
+def outcome_of(records: Sequence[tuple[float, float, int]], duration_s: float) -> Outcome:
+    """From (due, seconds, status) of each request."""
+    due, seconds, statuses = zip(*records, strict=True) if records else ((), (), ())
+    return Outcome(
+        np.array(due, float), np.array(seconds, float), np.array(statuses, int), duration_s
+    )
+
+
+async def _post(session: aiohttp.ClientSession, target: Target, body: bytes) -> int:
+    try:
+        async with session.post(target.path, data=body, headers=target.headers) as response:
+            await response.read()
+            return response.status
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return NO_ANSWER
+
+
+async def closed_loop(
+    target: Target,
+    bodies: Sequence[bytes],
+    *,
+    connections: int,
+    seconds: float,
+    timeout_s: float = 60.0,
+) -> Outcome:
+    """Each connection sends its next request when the last is answered; what is in flight at the end is waited for.
+
+    The rate counts the time until the last answer, so that no work is counted for free.
+    """
+    records: list[tuple[float, float, int]] = []
+    following = itertools.cycle(bodies)
+    async with target.session(timeout_s) as session:
+        started = time.perf_counter()
+
+        async def one_client() -> None:
+            while (sent := time.perf_counter()) - started < seconds:
+                status = await _post(session, target, next(following))
+                records.append((sent - started, time.perf_counter() - sent, status))
+
+        await asyncio.gather(*(one_client() for _ in range(connections)))
+        return outcome_of(records, time.perf_counter() - started)
+
+
+async def open_loop(
+    target: Target,
+    bodies: Sequence[bytes],
+    *,
+    rate: float,
+    seconds: float,
+    timeout_s: float = 60.0,
+    every_second: Callable[[], Awaitable[None]] | None = None,
+) -> Outcome:
+    """Send ``rate`` requests a second, evenly spaced, whether or not earlier ones were answered.
+
+    Args:
+        target: where to.
+        bodies: sent in turn.
+        rate: requests a second.
+        seconds: how long requests are due; their answers are waited for.
+        timeout_s: a request without an answer after this counts as ``NO_ANSWER``.
+        every_second: called once a second meanwhile.
+    """
+    records: list[tuple[float, float, int]] = []
+    async with target.session(timeout_s) as session, asyncio.TaskGroup() as tasks:
+        started = time.perf_counter()
+
+        async def one(due: float, body: bytes) -> None:
+            status = await _post(session, target, body)
+            records.append((due, time.perf_counter() - started - due, status))
+
+        tick = 1.0
+        for number in range(max(1, round(rate * seconds))):
+            due = number / rate
+            if (early := started + due - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            tasks.create_task(one(due, bodies[number % len(bodies)]))
+            if every_second is not None and due >= tick:
+                tick += 1.0
+                await every_second()
+    return outcome_of(records, seconds)

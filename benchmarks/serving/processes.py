@@ -1,0 +1,152 @@
+"""Serving stacks as processes of their own, and what they use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import psutil
+
+from benchmarks.serving.load import Target
+from serving.configuration import ServingSettings
+from serving.torchserve import ManagementClient, TorchServe, TorchServeFailed
+
+ROOT = Path(__file__).parents[2]
+_START_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers.
+
+    Attributes:
+        gateway: target of the gateway; for the stock server its own socket.
+        torchserve: target of TorchServe's inference socket.
+        pid: of the process whose descendants are the server.
+    """
+
+    gateway: Target
+    torchserve: Target
+    pid: int
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's processes."""
+        top = psutil.Process(self.pid)
+        return [top, *top.children(recursive=True)]
+
+    def memory_bytes(self) -> int:
+        """Resident memory of all of them."""
+        return sum(_value(lambda p=p: p.memory_info().rss) for p in self.processes())
+
+    def cpu_seconds(self) -> float:
+        """Processor time of all of them so far."""
+        return sum(_value(lambda p=p: sum(p.cpu_times()[:2])) for p in self.processes())
+
+
+def _value(read: object) -> float:
+    try:
+        return read()  # type: ignore[operator]
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def gpu_memory_bytes() -> int | None:
+    """Memory in use on the first GPU, of all processes; None without one."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout.strip()) * 2**20 if done.returncode == 0 else None
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextlib.asynccontextmanager
+async def served_by_stack(
+    store: Path, model: str, arguments: list[str], environment: dict[str, str]
+) -> AsyncIterator[Running]:
+    """``python -m serving.stack``: TorchServe with our handler, and the gateway.
+
+    Raises:
+        TorchServeFailed: it did not start; holds what it said.
+    """
+    run_dir, port = Path(tempfile.mkdtemp(prefix="osb-")), _free_port()
+    log = run_dir / "log"
+    command = [
+        sys.executable, "-m", "serving.stack", "--model", model, "--model-store", str(store), "--run-dir", str(run_dir),
+        "--port", str(port), *arguments,
+    ]  # fmt: skip
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=stream, stderr=stream, env={**os.environ, **environment}
+        )
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while "ready: " not in log.read_text():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise TorchServeFailed(f"the stack did not start:\n{log.read_text()[-3000:]}")
+            await asyncio.sleep(0.1)
+        socket_file = run_dir / "ts" / "inference.sock"
+        yield Running(
+            Target(f"http://127.0.0.1:{port}"),
+            Target("http://torchserve", f"/predictions/{model}", socket_file),
+            process.pid,
+        )
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(process.wait)
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def served_by_stock(
+    store: Path, canary: bytes, *, batch_size: int, device: str
+) -> AsyncIterator[Running]:
+    """TorchServe with its stock handler: same Java, sockets, logging, worker and threads as ours.
+
+    Raises:
+        TorchServeFailed: it did not start.
+    """
+    run_dir = Path(tempfile.mkdtemp(prefix="osb-"))
+    settings = ServingSettings(
+        model="stock",
+        model_store=store,
+        run_dir=run_dir,
+        batch_size=batch_size,
+        device=device,
+        response_timeout_s=120,
+    )
+    server, client = TorchServe(settings), ManagementClient(settings)
+    await server.start()
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            if not server.alive or time.monotonic() > deadline:
+                raise TorchServeFailed("the stock server did not start; see its messages above")
+            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, TorchServeFailed):
+                await client.predict(canary, 30.0)
+                break
+            await asyncio.sleep(0.3)
+        assert server.process is not None
+        target = Target("http://torchserve", "/predictions/stock", settings.inference_socket)
+        yield Running(target, target, server.process.pid)
+    finally:
+        await server.stop()
+        shutil.rmtree(run_dir, ignore_errors=True)

@@ -1,0 +1,44 @@
+"""Compiling a backbone for its device, and the batch sizes that a compiled backbone is asked for.
+
+Compiled code lives in a cache of the host (``TORCHINDUCTOR_CACHE_DIR``), never in an artifact or archive. The scores of a
+compiled path are its own: ``PathIdentity.compiled`` belongs to the path, and a path without scores is not served.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Every size is compiled (and on CUDA recorded) for itself; sizes between are filled up.
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def buckets_up_to(batch_size: int) -> list[int]:
+    """The sizes that batches of 1 to ``batch_size`` images are computed with."""
+    return [
+        bucket
+        for number, bucket in enumerate(BUCKETS)
+        if number == 0 or BUCKETS[number - 1] < batch_size
+    ]
+
+
+def compile_backbone(network: nn.Module, device: torch.device) -> Any:
+    """The compiled network; compiling happens at the first call with each size.
+
+    On a CPU the weights are frozen into the code, so that batch norm is folded into the convolutions. On CUDA each size
+    is recorded as a CUDA graph (not run on hardware yet).
+    """
+    if device.type == "cuda":
+        return torch.compile(network, dynamic=False, mode="reduce-overhead")
+    return torch.compile(network, dynamic=False, options={"freezing": True})
+
+
+def filled_up(images: Tensor) -> Tensor:
+    """Black images appended until the size is a bucket; (N, ...) -> (bucket, ...), above the largest unchanged."""
+    count = len(images)
+    size = next((bucket for bucket in BUCKETS if bucket >= count), count)
+    if size == count:
+        return images
+    return torch.cat([images, images.new_zeros(size - count, *images.shape[1:])])

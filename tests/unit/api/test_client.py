@@ -1,0 +1,241 @@
+"""The bulk client against a server that misbehaves as told; the real gateway stands in tests/e2e."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from api.client.__main__ import main
+from api.client.bulk import Count, Gateway, GatewayRefuses, predict_all
+from api.client.results import COLUMNS, CannotResume, Journal, write_csv, write_parquet
+
+IDENTITY = {"model_sha256": "0" * 64, "fpr": None}
+ROW = {"path": "a.png", "status": 200, "label": "x", "accepted": True, "score": 1.5}
+ANSWER = {
+    "label": "unknown", "accepted": False, "score": -1.5, "score_type": "softmax", "tau": 0.5, "p_value": 0.3,
+    "nearest": {"label": "b", "probability": 0.4, "cosine": 0.1, "angle_deg": 84.0},
+    "calibration": {"id": 3, "fpr": 0.01}, "model": {"sha256": "0" * 64},
+}  # fmt: skip
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[[Handler], Awaitable[Gateway]]]:
+    """``await serve(handler)`` -> a gateway whose ``/predict`` is the handler."""
+    runners = []
+
+    async def start(handler: Handler) -> Gateway:
+        app = web.Application()
+        app.router.add_post("/predict", handler)
+        runner = web.AppRunner(app)
+        runners.append(runner)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return Gateway(f"http://127.0.0.1:{runner.addresses[0][1]}", patience_s=5.0)
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def ask(gateway: Gateway, journal: Journal, *paths: str, concurrency: int = 4) -> Count:
+    async def each() -> AsyncIterator[str]:
+        for path in paths:
+            yield path
+
+    return await predict_all(
+        gateway, each(), journal, concurrency=concurrency, query={}, progress=lambda count: None
+    )
+
+
+def some_files(folder: Path, count: int) -> list[str]:
+    paths = [folder / f"{number:03}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]))
+    return [str(path) for path in paths]
+
+
+async def test_later_is_waited_for_and_every_file_gets_one_row(serve: Any, tmp_path: Path) -> None:
+    asked: dict[bytes, int] = {}
+
+    async def twice(request: web.Request) -> web.Response:
+        body = await request.read()
+        asked[body] = asked.get(body, 0) + 1
+        if asked[body] == 1:
+            return web.json_response({"detail": "busy"}, status=503, headers={"retry-after": "0"})
+        return web.json_response(ANSWER)
+
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    paths = some_files(tmp_path, 3)
+    count = await ask(await serve(twice), journal, *paths)
+    assert (count.asked, count.unknown, count.unanswered) == (3, 3, 0)
+    assert [row["path"] for row in journal.rows()] == paths
+    assert set(asked.values()) == {2}
+    journal.close()
+
+
+async def test_patience_ends_and_the_file_is_asked_about_next_time(
+    serve: Any, tmp_path: Path
+) -> None:
+    busy = True
+
+    async def handler(request: web.Request) -> web.Response:
+        if busy:
+            return web.json_response({"detail": "busy"}, status=503, headers={"retry-after": "60"})
+        return web.json_response(ANSWER)
+
+    gateway = await serve(handler)
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    (path,) = some_files(tmp_path, 1)
+    assert (await ask(gateway, journal, path)).unanswered == 1
+    assert list(journal.rows()) == []
+    busy = False
+    assert (await ask(gateway, journal, path)).unknown == 1
+    journal.close()
+
+
+async def test_refused_image_has_its_problem_as_a_row(serve: Any, tmp_path: Path) -> None:
+    async def unreadable(request: web.Request) -> web.Response:
+        content = {"type": "/problems/unreadable-image", "detail": "broken"}
+        return web.json_response(content, status=422)
+
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    count = await ask(await serve(unreadable), journal, *some_files(tmp_path, 1))
+    assert count.refused == 1
+    (row,) = journal.rows()
+    assert (row["status"], row["problem"], row["detail"]) == (
+        422,
+        "/problems/unreadable-image",
+        "broken",
+    )
+    journal.close()
+
+
+async def test_wrong_key_stops_at_once_and_says_where_the_key_belongs(
+    serve: Any, tmp_path: Path
+) -> None:
+    asked = 0
+
+    async def closed(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.json_response({"detail": "key"}, status=401)
+
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    with pytest.raises(GatewayRefuses, match="OPENSET_API_KEY"):
+        await ask(await serve(closed), journal, *some_files(tmp_path, 50), concurrency=2)
+    assert asked <= 4
+    journal.close()
+
+
+async def test_concurrency_is_bounded(serve: Any, tmp_path: Path) -> None:
+    now = most = 0
+
+    async def counting(request: web.Request) -> web.Response:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.02)
+        now -= 1
+        return web.json_response(ANSWER)
+
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    await ask(await serve(counting), journal, *some_files(tmp_path, 20), concurrency=3)
+    assert most == 3
+    journal.close()
+
+
+async def test_known_file_is_skipped_and_a_changed_one_asked_again(
+    serve: Any, tmp_path: Path
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(ANSWER)
+
+    gateway, journal = await serve(handler), Journal(tmp_path / "r.csv", IDENTITY)
+    paths = some_files(tmp_path, 2)
+    await ask(gateway, journal, *paths)
+    os.utime(paths[0], (1, 1))
+    count = await ask(gateway, journal, *paths, str(tmp_path / "missing.png"))
+    assert (count.asked, count.skipped, count.unanswered) == (1, 1, 1)
+    assert len(list(journal.rows())) == 2
+    journal.close()
+
+
+def test_journal_survives_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    journal.add(ROW, [1, 2])
+    journal.close()
+    with journal.file.open("ab") as stream:
+        stream.write(b'{"row": {"path": "b.p')
+    again = Journal(tmp_path / "r.csv", IDENTITY)
+    assert again.done == {"a.png": [1, 2]}
+    again.add({**ROW, "path": "c.png"}, [3, 4])
+    assert [row["path"] for row in again.rows()] == ["a.png", "c.png"]
+    assert again.finish() == 2
+    assert not again.file.exists()
+
+
+def test_journal_of_another_model_and_existing_result_are_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    journal.close()
+    with pytest.raises(CannotResume, match="was begun with"):
+        Journal(tmp_path / "r.csv", {**IDENTITY, "fpr": 0.1})
+    (tmp_path / "done.csv").write_text("mine")
+    with pytest.raises(CannotResume, match="exists already"):
+        Journal(tmp_path / "done.csv", IDENTITY)
+    assert (tmp_path / "done.csv").read_text() == "mine"
+
+
+def test_both_formats_hold_the_same_typed_values(tmp_path: Path) -> None:
+    from arro3.io import read_parquet
+
+    rows = [ROW, {"path": "b.png", "status": 422, "problem": "/problems/x", "detail": 'a "b", c'}]
+    write_csv(rows, tmp_path / "r.csv")
+    write_parquet(rows, tmp_path / "r.parquet")
+    with (tmp_path / "r.csv").open(newline="") as stream:
+        texts = list(csv.DictReader(stream))
+    table = read_parquet(tmp_path / "r.parquet").read_all()
+    assert table.column_names == list(COLUMNS) == list(texts[0])
+    for name in COLUMNS:
+        values = table[name].to_pylist()
+        assert values == [row.get(name) for row in rows]
+        expected = ["" if value is None else str(value) for value in values]
+        if COLUMNS[name] is bool:
+            expected = [text.lower() for text in expected]
+        assert [text[name] for text in texts] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["/nonexistent", "--out", "r.csv"], "is not a folder"),
+        ([".", "--out", "r.xlsx"], "must end in .csv or .parquet"),
+        ([".", "--out", "r.csv", "--fpr", "2"], "between 0 and 1"),
+        ([".", "--out", "r.csv", "--concurrency", "0"], "at least 1"),
+    ],
+)
+def test_bad_arguments_are_named(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict", *arguments])
+    assert said in capsys.readouterr().err
+
+
+def test_nobody_there_is_one_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "r.csv"
+    assert main(["predict", str(tmp_path), "--out", str(out), "--url", "http://127.0.0.1:9"]) == 1
+    said = capsys.readouterr().err
+    assert "no gateway answers at http://127.0.0.1:9" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,30 @@
+"""Compiled backbones: the sizes they are asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openset.compilation import BUCKETS, buckets_up_to, filled_up
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "expected"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 4]), (16, [1, 2, 4, 8, 16])]
+)
+def test_buckets_cover_every_batch(batch_size: int, expected: list[int]) -> None:
+    assert buckets_up_to(batch_size) == expected
+    for count in range(1, batch_size + 1):
+        assert len(filled_up(torch.ones(count, 1, 2, 2))) in expected
+
+
+def test_filling_up_keeps_the_images_and_adds_black_ones() -> None:
+    images = torch.randint(1, 256, (3, 3, 4, 4), dtype=torch.uint8)
+    filled = filled_up(images)
+    assert filled.shape == (4, 3, 4, 4)
+    assert torch.equal(filled[:3], images)
+    assert not filled[3].any()
+    assert filled_up(filled) is filled
+
+
+def test_larger_than_all_buckets_stays_as_it_is() -> None:
+    assert len(filled_up(torch.ones(BUCKETS[-1] + 1, 1))) == BUCKETS[-1] + 1
