@@ -64,9 +64,9 @@ export: install ## RUN=: artifact with weights, model card, calibration scores a
 	$(call need,RUN,runs/glyphs-cos_eos)
 	@$(PY) -m training.export --run $(RUN) $(call flag,FPR,--fpr) $(call flag,CONFIDENCE,--confidence) $(call flag,NAME,--name) $(call flag,SCORES,--scores) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
 
-calibrate: install ## RUN= [DEVICE= PRECISION=]: scores of one more serving path
+calibrate: install ## RUN= [DEVICE= PRECISION= COMPILED=1]: scores of one more serving path
 	$(call need,RUN,runs/glyphs-cos_eos)
-	@$(PY) -m training.calibrate --run $(RUN) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
+	@$(PY) -m training.calibrate --run $(RUN) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(if $(COMPILED),--compiled)
 
 archive: install ## RUN= [NAME=]: model_store/<name>.mar
 	$(call need,RUN,runs/glyphs-cos_eos)
@@ -93,9 +93,9 @@ report: install ## [PROTOCOL= MERGE=other.json]: tables and figures of the grid 
 
 # -- serve ------------------------------------------------------------------------------------------------------------
 
-serve: install ## MODEL=<name> [PORT=8000 DEVICE= PRECISION=]: TorchServe and gateway on this machine
+serve: install ## MODEL=<name> [PORT=8000 DEVICE= PRECISION= COMPILED=1]: TorchServe and gateway on this machine
 	$(call need,MODEL,demo)
-	@$(PY) -m serving.stack --model $(MODEL) --port $(PORT) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
+	@$(PY) -m serving.stack --model $(MODEL) --port $(PORT) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(if $(COMPILED),--compiled)
 
 bench: install ## serving speed against its baselines [IMAGES=<photographs> DEVICE= PRECISION= COMPILED=1 JSON= FIGURE= URL= ARGS=]; about 9 min
 	@$(PY) benchmarks/serve.py $(call flag,IMAGES,--images) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) \

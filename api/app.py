@@ -31,7 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = Store(settings.database_url)
+        store = Store(settings.database_url, timeout_s=settings.store_timeout_s)
         await asyncio.to_thread(store.create_tables)
         backend = Backend(settings)
         app.state.service = Service(settings, model, store, backend, metrics)

@@ -98,7 +98,13 @@ class Service:
             ) from error
 
     async def current(self, path: str) -> Calibration:
-        """The current calibration of a path, as of now."""
+        """The current calibration of a path, as of now.
+
+        Raises:
+            Problem: there is none, also where the store has one of an earlier archive that held scores of this path.
+        """
+        if path not in self.model.score_sets:
+            raise self._not_calibrated(path)
         if path not in self._current:
             read = Coalesced(lambda: self.store.current(path), self.settings.store_timeout_s)
             self._current[path] = Unchanged(self.store.version, read)
@@ -113,11 +119,12 @@ class Service:
         return calibration
 
     def _not_calibrated(self, path: str) -> Problem:
-        device, precision, _, _ = path.split("-", 3)
+        device, precision, mode, _ = path.split("-", 3)
+        compiled = " COMPILED=1" if mode == "compiled" else ""
         return Problem(
             "not-calibrated",
             f"the serving path {path} has no calibration scores; add them with: make calibrate RUN=<run> "
-            f"DEVICE={device} PRECISION={precision}, then make archive RUN=<run> and restart",
+            f"DEVICE={device} PRECISION={precision}{compiled}, then make archive RUN=<run> and restart",
             path=path,
         )
 

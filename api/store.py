@@ -72,16 +72,31 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
+def _engine_options(url: sa.URL, timeout_s: float) -> dict[str, Any]:
+    """So that a question that was given up ends by itself: it must neither block the next nor commit later on."""
+    if url.get_backend_name() == "sqlite":
+        return {}  # busy_timeout below
+    options: dict[str, Any] = {"pool_pre_ping": True, "pool_timeout": timeout_s}
+    if url.get_backend_name() == "postgresql":
+        milliseconds = int(800 * timeout_s)
+        options["connect_args"] = {
+            "connect_timeout": max(2, round(timeout_s)),  # libpq takes no less
+            "tcp_user_timeout": milliseconds,  # a connection that silently broke
+            "options": f"-c statement_timeout={milliseconds}",
+        }
+    return options
+
+
 class Store:
     """Calibrations and activations in a database.
 
     Args:
         url: SQLAlchemy URL.
+        timeout_s: after which whoever asks gives up; the database is told to give up a little earlier.
     """
 
-    def __init__(self, url: str) -> None:
-        options: dict[str, Any] = {"pool_pre_ping": True} if not url.startswith("sqlite") else {}
-        self.engine = sa.create_engine(url, **options)
+    def __init__(self, url: str, *, timeout_s: float = 3.0) -> None:
+        self.engine = sa.create_engine(url, **_engine_options(sa.make_url(url), timeout_s))
         self._watch: sqlite3.Connection | None = None
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _configure_sqlite)

@@ -70,6 +70,9 @@ class OpenSetClassifier:
         self.preprocessing = preprocessing or Preprocessing.from_dict(card.preprocessing)
         self.precision = precision
         self.path = PathIdentity(digest, self.device.type, precision, compiled)
+        if self.device.type == "cuda" and precision == "float32":
+            # cuDNN would round float32 convolutions to TF32, and the scores would depend on the batch.
+            torch.backends.cudnn.allow_tf32 = False
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.head = head.to(self.device).eval()
         self.fitted = {name: score.to(self.device).eval() for name, score in (fitted or {}).items()}

@@ -228,6 +228,32 @@ def test_store_keeps_every_row(database_url: str) -> None:
     store.close()
 
 
+def test_question_that_was_given_up_never_commits_later(postgresql_url: str) -> None:
+    """A calibration that was answered with 503 must not override a later one when the database comes back."""
+    store = Store(postgresql_url, timeout_s=1.0)
+    store.create_tables()
+    asked: list[BaseException | None] = []
+
+    def ask() -> None:
+        try:
+            store.add(make_point(3.0, "locked"), model_sha256="0" * 64, source="factory", reason="")
+            asked.append(None)
+        except sa.exc.OperationalError as error:
+            asked.append(error)
+
+    with store.engine.connect() as holder:
+        holder.execute(sa.text("SET statement_timeout = 0"))
+        holder.execute(sa.text("LOCK TABLE activations IN ACCESS EXCLUSIVE MODE"))
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join(30)
+        assert isinstance(
+            asked[0], sa.exc.OperationalError
+        )  # ended while the table was still locked
+    assert store.current("locked") is None
+    store.close()
+
+
 def test_many_starters_make_one_factory_row(database_url: str) -> None:
     stores = [Store(database_url) for _ in range(6)]
     stores[0].create_tables()
