@@ -55,6 +55,8 @@ def build_archive(artifact: Path, name: str, out: Path = MODEL_STORE) -> Path:
         )
         for file in ARTIFACT_FILES:
             shutil.copyfile(artifact / file, stage / file)
+        # Answers name the model as TorchServe and ?model= do; a name is no part of a model's identity.
+        (stage / "model_card.json").write_text(card.with_changes(name=name).to_json())
         command = [
             sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", card.version,
             "--handler", str(HANDLER), "--extra-files", str(stage), "--export-path", str(built),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from serving.archive import MODEL_STORE
@@ -51,10 +53,19 @@ def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--java-heap", default="1g")
 
 
-def settings_from(arguments: argparse.Namespace) -> ServingSettings:
+@contextlib.contextmanager
+def run_folder(given: Path | None) -> Iterator[Path]:
+    """The folder of the sockets and the unpacked model; one of our own making goes at the end."""
+    if given is None:
+        with tempfile.TemporaryDirectory(prefix="openset-", ignore_cleanup_errors=True) as made:
+            yield Path(made)
+    else:
+        given.mkdir(parents=True, exist_ok=True)
+        yield given
+
+
+def settings_from(arguments: argparse.Namespace, run_dir: Path) -> ServingSettings:
     """Serving settings from parsed arguments."""
-    run_dir = arguments.run_dir or Path(tempfile.mkdtemp(prefix="openset-"))
-    run_dir.mkdir(parents=True, exist_ok=True)
     return ServingSettings(
         model=arguments.model,
         model_store=arguments.model_store,
@@ -118,12 +129,13 @@ def main(argv: list[str] | None = None) -> int:
     add_serving_arguments(parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        settings = settings_from(arguments)
-    except (FileNotFoundError, ValueError) as error:
-        logger.error("error: %s", error)
-        return 1
-    return asyncio.run(serve(settings))
+    with run_folder(arguments.run_dir) as run_dir:
+        try:
+            settings = settings_from(arguments, run_dir)
+        except (FileNotFoundError, ValueError) as error:
+            logger.error("error: %s", error)
+            return 1
+        return asyncio.run(serve(settings))
 
 
 if __name__ == "__main__":

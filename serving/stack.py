@@ -20,7 +20,7 @@ from pathlib import Path
 import aiohttp
 
 from serving.configuration import ServingSettings
-from serving.serve import add_serving_arguments, settings_from, stop_event
+from serving.serve import add_serving_arguments, run_folder, settings_from, stop_event
 from serving.supervisor import Supervisor
 from serving.torchserve import TorchServeFailed, die_with_parent
 
@@ -179,20 +179,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        settings = settings_from(arguments)
-    except (FileNotFoundError, ValueError) as error:
-        logger.error("error: %s", error)
-        return 1
-    database = Path(arguments.model_store) / f"{arguments.model}.calibrations.db"
-    gateway = Gateway(
-        settings,
-        host=arguments.host,
-        port=arguments.port,
-        processes=arguments.gateway_processes,
-        database_url=arguments.database_url or f"sqlite:///{database.resolve()}",
-    )
-    return asyncio.run(run_stack(settings, gateway))
+    with run_folder(arguments.run_dir) as run_dir:
+        try:
+            settings = settings_from(arguments, run_dir)
+        except (FileNotFoundError, ValueError) as error:
+            logger.error("error: %s", error)
+            return 1
+        database = Path(arguments.model_store) / f"{arguments.model}.calibrations.db"
+        gateway = Gateway(
+            settings,
+            host=arguments.host,
+            port=arguments.port,
+            processes=arguments.gateway_processes,
+            database_url=arguments.database_url or f"sqlite:///{database.resolve()}",
+        )
+        return asyncio.run(run_stack(settings, gateway))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 
 from api.archive import read_archive
 from api.backend import HandlerAnswer
-from openset.artifact import weights_digest
+from openset.artifact import read_card, weights_digest
+from openset.model_card import ModelCard
 from serving.archive import CannotArchive, build_archive
 from tests.factories import image_bytes, tiny_artifact
 
@@ -83,3 +84,13 @@ def test_handler_module_defines_one_class_and_no_handle_function() -> None:
 def test_incomplete_artifact_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CannotArchive, match="make export"):
         build_archive(tmp_path, "x", tmp_path)
+
+
+def test_answers_name_the_model_as_the_archive_is_called(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path / "artifact")
+    archive = build_archive(artifact, "dogs", tmp_path)
+    with zipfile.ZipFile(archive) as content:
+        card = ModelCard.from_json(content.read("model_card.json").decode())
+    original = read_card(artifact)
+    assert card.name == "dogs" != original.name
+    assert card.digest() == original.digest()
