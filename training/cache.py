@@ -25,6 +25,7 @@ import PIL
 import torch
 from tqdm import tqdm
 
+import openset.preprocessing
 from openset.preprocessing import Preprocessing
 from training.cache_build import CHUNK, DATA, FACTS, INDEX, build
 from training.decoded import DecodedImages
@@ -84,7 +85,7 @@ def open_cache(
 
 
 def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) -> dict[str, Any]:
-    """What the bytes depend on; a file that was replaced has another size or time."""
+    """What the bytes depend on; a file that was replaced has another size or time, a changed rule another source."""
     files = hashlib.sha256()
     for path in paths:
         found = os.stat(path)
@@ -99,6 +100,7 @@ def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) ->
         "resize": preprocessing.resize,
         "interpolation": preprocessing.interpolation,
         "pillow": PIL.__version__,
+        "decoder": hashlib.sha256(Path(openset.preprocessing.__file__).read_bytes()).hexdigest(),
     }
 
 
