@@ -21,7 +21,7 @@ flag = $(if $($(1)),$(2) $(if $(3),$(3),$($(1))))
 chosen-protocol = $(if $(filter file,$(origin PROTOCOL)),,$(PROTOCOL))
 need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
 
-.PHONY: help install lock demo train evaluate export calibrate archive serve bench compare-losses cures recommend reproduce report up up-gpu down test lint types clean
+.PHONY: help install lock demo train evaluate export calibrate archive serve bench compare-losses cures recommend reproduce report up up-gpu down test lint types chaos clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,11 +50,11 @@ demo: install ## train glyphs, serve it, show a known and an unknown image (KEEP
 
 # -- from data to model -----------------------------------------------------------------------------------------------
 
-train: install ## PROTOCOL= LOSS= [DATA= EPOCHS= SEED= PRESET= OPTIONS="k=v ..." IMAGE_SIZE= DIGITS= NAME= DEVICE=]
-	@$(PY) -m training.train --protocol $(PROTOCOL) --loss $(LOSS) --seed $(SEED) $(call flag,PRESET,--preset) \
+train: install ## PROTOCOL= LOSS= [DATA= EPOCHS= SEED= PRESET= OPTIONS="k=v ..." IMAGE_SIZE= DIGITS= NAME= DEVICE= CACHE=folder|none GPUS=n]
+	@$(PY) $(if $(GPUS),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m training.train --protocol $(PROTOCOL) --loss $(LOSS) --seed $(SEED) $(call flag,PRESET,--preset) \
 	  $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,IMAGE_SIZE,--image-size) $(call flag,DIGITS,--digits) \
 	  $(call flag,NAME,--name) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \
-	  $(foreach option,$(OPTIONS),--option $(option))
+	  $(call flag,CACHE,--cache) $(foreach option,$(OPTIONS),--option $(option))
 
 evaluate: install ## RUN=runs/<name>: report.json, table, figures
 	$(call need,RUN,runs/glyphs-cos_eos)
@@ -119,6 +119,9 @@ test: install lint types ## lint, types and all tests, real TorchServe and gatew
 
 lint: install ## ruff: rules and format
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+chaos: install ## kill -9 of fifty training processes at random moments; every run must end the same [ARGS=]
+	@$(PY) -m benchmarks.train_chaos $(ARGS)
 
 types: install ## mypy, strict on openset and api
 	@$(VENV)/bin/mypy

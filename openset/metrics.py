@@ -56,7 +56,7 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.i
             f"scores must be finite, got {int((~np.isfinite(scores_array)).sum())} NaN or infinite values; "
             "did the model diverge?"
         )
-    return scores_array, labels_array.astype(np.int64)
+    return scores_array, labels_array.astype(np.int64, copy=False)
 
 
 def count_at_least(sorted_scores: Floats, thresholds: Floats) -> NDArray[np.int64]:
@@ -94,12 +94,14 @@ def oscr_curve(
         empty = np.empty(0)
         return OscrCurve(empty, empty, empty, 0)
     correct = np.sort(scores_array[known & (np.asarray(predictions) == labels_array)])
-    # Foreign scores tie when logits vanish; distinct thresholds keep the curve monotone.
-    thresholds = np.unique(foreign)[::-1]
+    # Foreign scores tie when logits vanish; distinct thresholds keep the curve monotone. They are searched for upwards,
+    # which is several times faster, and a foreign score's own rank is known without a search.
+    is_first = np.concatenate([[True], foreign[1:] != foreign[:-1]])
+    thresholds = foreign[is_first]
     return OscrCurve(
-        ccr=count_at_least(correct, thresholds) / int(known.sum()),
-        fpr=count_at_least(foreign, thresholds) / len(foreign),
-        thresholds=thresholds,
+        ccr=count_at_least(correct, thresholds)[::-1] / int(known.sum()),
+        fpr=(len(foreign) - np.flatnonzero(is_first))[::-1] / len(foreign),
+        thresholds=thresholds[::-1],
         foreign_count=len(foreign),
     )
 

@@ -1,10 +1,12 @@
-"""Random changes of training images; a pure function of the image and a random generator."""
+"""Random views of training images; a pure function of the image's size and a random generator."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -14,41 +16,65 @@ AUGMENTATIONS = ("thesis", "modern")
 
 _MODERN_AREA = (0.25, 1.0)
 _MODERN_ASPECT = (3 / 4, 4 / 3)
+# No box of "modern" is longer than this many short sides of its image.
+LONGEST_BOX = _MODERN_ASPECT[1]
+
+
+class View(NamedTuple):
+    """The box of an image that is shown, in its pixels, and whether left and right are swapped."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    flipped: bool
+
+
+def draw_view(
+    name: str, width: int, height: int, image_size: int, random: np.random.Generator
+) -> View:
+    """Draw a view.
+
+    Args:
+        name: "thesis" (random crop of ``image_size``, flip) or "modern" (random box to be resized, flip).
+        width: of the image, pixels; for "thesis" after the evaluation's resize.
+        height: likewise.
+        image_size: side of the model's input, pixels.
+        random: consumed in a fixed order, so that equal generators give equal views.
+    """
+    if name == "thesis":
+        left = int(random.integers(0, width - image_size + 1))
+        top = int(random.integers(0, height - image_size + 1))
+        box: tuple[float, ...] = (left, top, left + image_size, top + image_size)
+    elif name == "modern":
+        box = _random_box(width, height, random)
+    else:
+        raise ValueError(f"augmentation must be one of {AUGMENTATIONS}, got {name!r}")
+    return View(*box, flipped=bool(random.random() < 0.5))
 
 
 def augment(
     image: Image.Image, preprocessing: Preprocessing, name: str, random: np.random.Generator
 ) -> Tensor:
-    """A random view of a photograph, uint8 (channels, H, W).
-
-    Args:
-        image: in the model's mode, any size.
-        preprocessing: gives crop size, resize and interpolation.
-        name: "thesis" (resize, random crop, flip) or "modern" (random resized crop, flip).
-        random: consumed in a fixed order, so that equal generators give equal views.
-    """
+    """A random view of a decoded photograph, uint8 (channels, H, W); see ``draw_view``."""
     size = preprocessing.image_size
     if name == "thesis":
         image = preprocessing.resized(image)
-        left = int(random.integers(0, image.width - size + 1))
-        top = int(random.integers(0, image.height - size + 1))
-        image = image.crop((left, top, left + size, top + size))
-    elif name == "modern":
-        image = image.resize(
-            (size, size), Image.Resampling.BILINEAR, box=_random_box(image.size, random)
-        )
-    else:
-        raise ValueError(f"augmentation must be one of {AUGMENTATIONS}, got {name!r}")
-    if random.random() < 0.5:
+    *box, flipped = draw_view(name, image.width, image.height, size, random)
+    image = (
+        image.crop(tuple(box))
+        if name == "thesis"
+        else image.resize((size, size), Image.Resampling.BILINEAR, box=tuple(box))
+    )
+    if flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return preprocessing.to_tensor(image)
 
 
 def _random_box(
-    size: tuple[int, int], random: np.random.Generator
+    width: int, height: int, random: np.random.Generator
 ) -> tuple[float, float, float, float]:
     """A box of random area and aspect inside the image (Szegedy et al. 2015)."""
-    width, height = size
     for _ in range(10):
         area = width * height * random.uniform(*_MODERN_AREA)
         aspect = math.exp(random.uniform(math.log(_MODERN_ASPECT[0]), math.log(_MODERN_ASPECT[1])))
@@ -59,3 +85,41 @@ def _random_box(
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
+
+
+def resample(windows: Tensor, boxes: Tensor, limits: Tensor, size: int) -> Tensor:
+    """Resize a box of each image to a square: Pillow's antialiased bilinear kernel as two batched matrix products.
+
+    Agrees with ``Image.resize(..., BILINEAR, box=...)`` up to one level in places, where the weights' rounding differs.
+
+    Args:
+        windows: uint8 (n, channels, H, W).
+        boxes: left, top, right, bottom within the windows, pixels, float64 (4, n).
+        limits: columns and rows of each window that belong to the image, (2, n).
+        size: of the square, pixels.
+
+    Returns:
+        uint8 (n, channels, size, size).
+    """
+    left, top, right, bottom = boxes
+    across = _kernel(left, right, limits[0], windows.shape[3], size)
+    down = _kernel(top, bottom, limits[1], windows.shape[2], size)
+    # Pillow keeps bytes between the passes too.
+    rows = _to_bytes(windows.float() @ across.transpose(1, 2)[:, None])
+    return _to_bytes(down[:, None] @ rows).to(torch.uint8)
+
+
+def _kernel(start: Tensor, end: Tensor, limit: Tensor, length: int, size: int) -> Tensor:
+    """Share of each input pixel in each output pixel along one axis, (n, size, length) float32."""
+    scale = ((end - start) / size)[:, None, None]
+    reach = scale.clamp(min=1.0)
+    outputs = torch.arange(size, device=start.device, dtype=start.dtype)[None, :, None]
+    inputs = torch.arange(length, device=start.device, dtype=start.dtype)[None, None, :]
+    centers = start[:, None, None] + (outputs + 0.5) * scale
+    weights = (1.0 - ((inputs + 0.5 - centers) / reach).abs()).clamp(min=0.0)
+    weights = weights * (inputs < limit[:, None, None])
+    return (weights / weights.sum(dim=2, keepdim=True)).float()
+
+
+def _to_bytes(values: Tensor) -> Tensor:
+    return (values + 0.5).floor().clamp(0.0, 255.0)

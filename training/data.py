@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from openset.labels import NEGATIVE, UNKNOWN, is_known
-from openset.preprocessing import Preprocessing, UnreadableImage
-from training.augmentation import augment
-
-logger = logging.getLogger(__name__)
+from openset.preprocessing import Preprocessing
+from training.decoded import CachedImages, DecodedImages
+from training.files import ImageFiles, Photographs, file_loader
 
 PARTS = ("train", "validation", "test")
 
@@ -33,34 +29,18 @@ class MissingClasses(ValueError):
     """The data set lacks classes of the protocol."""
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Photographs on disk.
-
-    Attributes:
-        paths: one file per sample.
-        on_unreadable: "fail" stops at a broken file, "skip" leaves it out, names and counts it.
-    """
-
-    paths: list[str]
-    on_unreadable: str = "fail"
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
 @dataclass(frozen=True, eq=False)
 class Split:
     """One part of a protocol.
 
     Attributes:
-        images: uint8 (N, channels, H, W) in evaluation form, or files.
+        images: uint8 (N, channels, H, W) in evaluation form, or photographs decoded before, or files.
         labels: 0..C-1, NEGATIVE or UNKNOWN, (N,) int64.
         groups: class identifier of each sample, (N,) str.
         sample_ids: (N,) str.
     """
 
-    images: Tensor | ImageFiles
+    images: Tensor | CachedImages | ImageFiles
     labels: NDArray[np.int64]
     groups: NDArray[np.str_]
     sample_ids: NDArray[np.str_]
@@ -71,10 +51,9 @@ class Split:
     def subset(self, indices: NDArray[Any]) -> Split:
         """The samples at ``indices``, in that order."""
         images = self.images
-        if isinstance(images, ImageFiles):
-            chosen: Tensor | ImageFiles = replace(images, paths=[images.paths[i] for i in indices])
-        else:
-            chosen = images[torch.as_tensor(indices)]
+        chosen = (
+            images[torch.as_tensor(indices)] if isinstance(images, Tensor) else images.take(indices)
+        )
         return Split(chosen, self.labels[indices], self.groups[indices], self.sample_ids[indices])
 
     def counts(self) -> dict[str, int]:
@@ -96,8 +75,15 @@ class Split:
                 part = slice(chunk[0], chunk[-1] + 1)
                 yield self.images[part], torch.from_numpy(self.labels[part]), chunk
             return
-        loader = _file_loader(
-            _Photographs(self.images, preprocessing), chunks, workers, self.images.on_unreadable
+        if isinstance(self.images, CachedImages):
+            for chunk in chunks:
+                readable = self.images.readable(chunk)
+                if len(readable):
+                    images = self.images.evaluation_form(readable, preprocessing)
+                    yield images, torch.from_numpy(self.labels[readable]), readable
+            return
+        loader = file_loader(
+            Photographs(self.images, preprocessing), chunks, workers, self.images.on_unreadable
         )
         for images, indices in loader:
             yield images, torch.from_numpy(self.labels[indices]), indices
@@ -142,6 +128,7 @@ def load_protocol(
     download: bool = False,
     size: str = "full",
     cache_dir: Path = Path(".cache"),
+    image_cache: Path | None = None,
     parts: Sequence[str] = PARTS,
 ) -> ProtocolData:
     """Load a protocol.
@@ -157,6 +144,7 @@ def load_protocol(
         download: let torchvision fetch EMNIST or MNIST into ``data``.
         size: "full" or "small", of glyphs.
         cache_dir: where rendered glyphs are kept.
+        image_cache: where photographs are kept decoded (``training.cache``); None reads the files every time.
         parts: what to load; parts left out are empty.
 
     Raises:
@@ -186,11 +174,60 @@ def load_protocol(
             image_size=image_size or 224,
             on_unreadable=on_unreadable,
         )
+        if image_cache is not None and data is not None:
+            loaded = _decoded_once(loaded, image_cache, data, parts)
     counts = {part: getattr(loaded, part).counts() for part in PARTS}
     empty = {
         part: getattr(loaded, part).subset(np.arange(0)) for part in PARTS if part not in parts
     }
     return replace(loaded, counts=counts, **empty)
+
+
+def _decoded_once(
+    loaded: ProtocolData, folder: Path, root: Path, parts: Sequence[str]
+) -> ProtocolData:
+    """Photographs from the cache; one cache holds all files of a tree, however they are split."""
+    from training.cache import open_cache
+
+    for tree in (("train", "validation"), ("test",)):
+        files = {part: getattr(loaded, part).images for part in tree}
+        if not set(tree) & set(parts):
+            continue
+        paths = sorted(path for images in files.values() for path in images.paths)
+        on_unreadable = files[tree[0]].on_unreadable
+        decoded = open_cache(
+            folder,
+            paths,
+            root=root,
+            preprocessing=loaded.preprocessing,
+            on_unreadable=on_unreadable,
+        )
+        row_of = {path: row for row, path in enumerate(paths)}
+        for part, images in files.items():
+            rows = np.array([row_of[path] for path in images.paths], dtype=np.int64)
+            cached = CachedImages(decoded, rows, on_unreadable)
+            loaded = replace(loaded, **{part: replace(getattr(loaded, part), images=cached)})
+    return loaded
+
+
+def on_device(splits: Sequence[Split], device: torch.device) -> list[Split]:
+    """The same samples with their images where the device reads them fastest; files stay files.
+
+    Decoded images that splits share are moved once.
+    """
+    moved: dict[int, DecodedImages] = {}
+    placed = []
+    for split in splits:
+        images = split.images
+        if isinstance(images, Tensor):
+            images = images.to(device)
+        elif isinstance(images, CachedImages):
+            key = id(images.decoded)
+            if key not in moved:
+                moved[key] = images.decoded.on(device)
+            images = replace(images, decoded=moved[key])
+        placed.append(replace(split, images=images))
+    return placed
 
 
 def stratified_split(
@@ -244,100 +281,6 @@ def split_validation(
         groups[rest], verify_share, _VALIDATION_SPLIT_SEED + 1
     )
     return ValidationParts(selection, rest[verification], rest[calibration])
-
-
-def training_loader(
-    split: Split,
-    *,
-    preprocessing: Preprocessing,
-    augmentation: str,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    workers: int = 0,
-    include_negatives: bool = True,
-    skip_batches: int = 0,
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Shuffled batches of one epoch: uint8 images (n, channels, H, W) and labels (n,); the last may be smaller.
-
-    Order and augmentation are a function of (seed, epoch) alone: a resumed run, or one with another number of workers,
-    sees the same data. Characters are not augmented.
-    """
-    candidates = (
-        np.arange(len(split)) if include_negatives else np.flatnonzero(is_known(split.labels))
-    )
-    order = np.random.default_rng([seed, epoch]).permutation(candidates)
-    starts = range(skip_batches * batch_size, len(order), batch_size)
-    chunks = [order[start : start + batch_size] for start in starts]
-    labels = torch.from_numpy(split.labels)
-    if isinstance(split.images, Tensor):
-        for chunk in chunks:
-            indices = torch.from_numpy(chunk)
-            yield split.images[indices], labels[indices]
-        return
-    photographs = _Photographs(split.images, preprocessing, augmentation, (seed, epoch))
-    for images, indices in _file_loader(photographs, chunks, workers, split.images.on_unreadable):
-        yield images, labels[torch.from_numpy(indices)]
-
-
-class _Photographs(Dataset[tuple[Tensor | str, int]]):
-    """Decodes one file: its evaluation form, or a random view if an augmentation is named."""
-
-    def __init__(
-        self,
-        files: ImageFiles,
-        preprocessing: Preprocessing,
-        augmentation: str | None = None,
-        seeds: tuple[int, int] = (0, 0),
-    ) -> None:
-        self.files, self.preprocessing = files, preprocessing
-        self.augmentation, self.seeds = augmentation, seeds
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor | str, int]:
-        try:
-            image = self.preprocessing.open(self.files.paths[index])
-        except UnreadableImage as error:
-            return str(error), index
-        if self.augmentation is None:
-            return self.preprocessing.transform(image), index
-        random = np.random.default_rng([*self.seeds, index])
-        return augment(image, self.preprocessing, self.augmentation, random), index
-
-
-def _collate(
-    samples: list[tuple[Tensor | str, int]],
-) -> tuple[Tensor, NDArray[np.int64], list[str]]:
-    good = [(image, index) for image, index in samples if isinstance(image, Tensor)]
-    bad = [image for image, _ in samples if isinstance(image, str)]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    return images, np.array([index for _, index in good], dtype=np.int64), bad
-
-
-def _file_loader(
-    dataset: _Photographs, chunks: list[NDArray[np.int64]], workers: int, on_unreadable: str
-) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-    loader = DataLoader(
-        dataset,
-        batch_sampler=[chunk.tolist() for chunk in chunks],
-        num_workers=workers,
-        collate_fn=_collate,
-    )
-    skipped: Counter[str] = Counter()
-    for images, indices, unreadable in loader:
-        if unreadable and on_unreadable == "fail":
-            raise UnreadableImage(
-                f"{unreadable[0]}; repair or remove the file, or pass on_unreadable=skip to leave such files out"
-            )
-        for message in unreadable:
-            skipped[message] += 1
-            logger.warning("left out: %s", message)
-        if len(indices):
-            yield images, indices
-    if skipped:
-        logger.warning("%d unreadable images were left out of %d", skipped.total(), len(dataset))
 
 
 def batch_count(split: Split, batch_size: int) -> int:

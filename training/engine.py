@@ -7,8 +7,9 @@ import json
 import logging
 import math
 import os
+import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,30 +17,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from openset.labels import is_known, is_negative
-from openset.preprocessing import Preprocessing
-from openset.scores import all_logits
-from training.data import ImageFiles, ProtocolData, Split, split_validation, training_loader
+from openset.labels import is_known
+from training import parallel
+from training.batches import ALONE, Share, training_loader
+from training.data import ProtocolData, Split, on_device, split_validation
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
+from training.optimization import AveragedWeights, build_optimizer, learning_rate_factor
 from training.runs import (
     BEST,
     CONFIG,
     HISTORY,
+    HOW_NOT_WHAT,
     LAST,
-    Preset,
     Run,
     TrainConfig,
     write_atomically,
 )
+from training.step import Normalizer, TrainingStep
+from training.validation import validate
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT_SECONDS = 120.0
 
 # Options of the data that do not decide which images train and which validate.
 _NOT_SPLIT = ("image_size", "on_unreadable", "download")
@@ -68,47 +69,68 @@ class Trainer:
     Args:
         config: what to train.
         data: the protocol's train and validation parts.
-        folder: the run's folder.
+        folder: the run's folder; only the first of several processes writes there.
         show_progress: draw a bar.
+        device: of this process; None for the configuration's.
+        share: of each batch that this process takes.
+
+    Raises:
+        ValueError: data, initial weights or batch size do not fit.
     """
 
     def __init__(
-        self, config: TrainConfig, data: ProtocolData, folder: Path, *, show_progress: bool = True
+        self,
+        config: TrainConfig,
+        data: ProtocolData,
+        folder: Path,
+        *,
+        show_progress: bool = True,
+        device: torch.device | None = None,
+        share: Share = ALONE,
     ) -> None:
-        self.config, self.data, self.folder = config, data, folder
-        self.show_progress = show_progress
-        self.device = torch.device(config.device)
+        self.config, self.data, self.folder, self.share = config, data, folder, share
+        self.is_writer = share.rank == 0
+        self.fingerprint = _fingerprint(data.train)
+        self.show_progress = show_progress and self.is_writer
+        self.device = device or torch.device(config.device)
+        if share.count > config.training.batch_size:
+            raise ValueError(
+                f"a batch of {config.training.batch_size} cannot be shared by {share.count} processes; "
+                "start fewer (GPUS=) or raise batch_size"
+            )
         network, head, self.criterion = config.build_model(len(data.class_ids))
         self.model = nn.ModuleDict({"network": network, "head": head}).to(self.device)
         self.interrupt = DeferredInterrupt()
         if config.initial_weights is not None and not (folder / LAST).is_file():
             self._start_from(Run(config.initial_weights))
+        if share.count > 1 and self.device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(memory_format=torch.channels_last)
         self.criterion.to(self.device)
         preset = config.training
-        self.averaged = (
-            AveragedModel(
-                self.model, multi_avg_fn=_ramped_average(preset.ema_decay), use_buffers=True
-            )
-            if preset.ema_decay
-            else None
-        )
+        self.averaged = AveragedWeights(self.model, preset.ema_decay) if preset.ema_decay else None
         self.uses_negatives = LOSSES[config.loss].uses_negatives
         counted = len(data.train) if self.uses_negatives else int(is_known(data.train.labels).sum())
         self.steps_per_epoch = math.ceil(counted / preset.batch_size)
-        self.optimizer = torch.optim.SGD(
-            _parameter_groups(self.model, preset.weight_decay),
-            lr=preset.learning_rate,
-            momentum=preset.momentum,
-            nesterov=preset.nesterov,
-        )
+        self.optimizer = build_optimizer(self.model, preset)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, _learning_rate_factor(preset, config.epochs, self.steps_per_epoch)
+            self.optimizer, learning_rate_factor(preset, config.epochs, self.steps_per_epoch)
         )
+        step = TrainingStep(
+            self.model,
+            self.criterion,
+            Normalizer(data.preprocessing, self.device),
+            precision=preset.precision,
+            compiled=config.compiled,
+            share=share,
+        )
+        self.loss_of = parallel.wrapped(step, self.device, share)
         self.progress = Progress()
         # Epochs compete on this half alone, so that the other half can still certify the winner.
         parts = split_validation(data.validation.groups, verify_share=0.0, best=True)
-        self.validation = data.validation.subset(parts.selection)
+        self.training_part, self.validation = on_device(
+            [data.train, data.validation.subset(parts.selection)], self.device
+        )
 
     def _start_from(self, run: Run) -> None:
         """Take over the weights of a run on the same data, classes and shapes; nothing else of it.
@@ -146,7 +168,7 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.module.state_dict(),
-            "averaged_count": 0 if self.averaged is None else int(self.averaged.n_averaged),
+            "averaged_count": 0 if self.averaged is None else self.averaged.count,
             "criterion": self.criterion.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -154,23 +176,28 @@ class Trainer:
             "random": torch.get_rng_state(),
             "num_classes": len(self.data.class_ids),
             "class_ids": list(self.data.class_ids),
-            "data_sha256": _fingerprint(self.data.train),
+            "data_sha256": self.fingerprint,
             "head_scale": getattr(head, "scale", None),
         }
 
     def save(self, name: str = LAST) -> None:
-        """Write a checkpoint atomically; a kill never leaves half a file.
+        """Write a checkpoint atomically; neither a kill nor a power cut leaves half a file.
 
         Raises:
             TrainingDiverged: a weight is not finite; the file stays as it was.
             OSError: the disk is full or gone; the file stays as it was.
         """
+        if not self.is_writer:
+            return
         if not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
             raise self._diverged("the weights hold a value that is not finite")
         target = self.folder / name
         partial = target.with_name(name + ".partial")
         try:
-            torch.save(self.state(), partial)
+            with partial.open("wb") as stream:
+                torch.save(self.state(), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
             os.replace(partial, target)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
@@ -179,18 +206,23 @@ class Trainer:
             ) from error
 
     def resume(self) -> bool:
-        """Continue from ``last.pt`` if it is there; True if so."""
+        """Continue from ``last.pt`` if it is there; True if so. Several processes all get the first one's state.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or of other classes.
+        """
         file = self.folder / LAST
-        if not file.is_file():
+        state = self._stored(file) if self.is_writer and file.is_file() else None
+        state = parallel.from_writer(state, self.share)
+        if state is None:
             return False
-        state = torch.load(file, map_location=self.device, weights_only=True)
         if state["class_ids"] != list(self.data.class_ids):
             raise ValueError(
                 f"{file} was trained on {len(state['class_ids'])} other classes than the data now hold "
                 f"({len(self.data.class_ids)}); use another NAME= or the former data"
             )
         # Checkpoints of earlier releases do not know their data.
-        if state.get("data_sha256", _fingerprint(self.data.train)) != _fingerprint(self.data.train):
+        if state.get("data_sha256", self.fingerprint) != self.fingerprint:
             raise ValueError(
                 f"{file} was trained on other images than {self.config.data or 'the data'} now holds; "
                 "use another NAME= or the former data"
@@ -198,13 +230,24 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["averaged"])
-            self.averaged.n_averaged.fill_(state["averaged_count"])
+            self.averaged.count = state["averaged_count"]
         self.criterion.load_state_dict(state["criterion"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["random"].cpu())
+        torch.set_rng_state(state["random"])
         return True
+
+    @staticmethod
+    def _stored(file: Path) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{file} cannot be read ({error}); it was damaged after it was written. Put {file.with_name(BEST)} in "
+                "its place to go on from the best epoch, or remove it to start anew"
+            ) from error
+        return state
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -218,11 +261,10 @@ class Trainer:
             KeyboardInterrupt: after the checkpoint was written.
         """
         config = self.config
+        folder = self.folder / "tensorboard" if self.is_writer else None
         with (
             self.interrupt,
-            _writer(
-                self.folder / "tensorboard", self.progress.epoch * self.steps_per_epoch
-            ) as writer,
+            _writer(folder, self.progress.epoch * self.steps_per_epoch) as writer,
         ):
             while self.progress.epoch < config.epochs:
                 self._train_epoch(writer)
@@ -234,7 +276,7 @@ class Trainer:
         config = self.config
         return iter(
             training_loader(
-                self.data.train,
+                self.training_part,
                 preprocessing=self.data.preprocessing,
                 augmentation=config.training.augmentation,
                 batch_size=config.training.batch_size,
@@ -243,11 +285,13 @@ class Trainer:
                 workers=config.workers,
                 include_negatives=self.uses_negatives,
                 skip_batches=self.progress.step,
+                device=self.device,
+                share=self.share,
             )
         )
 
-    def _train_epoch(self, writer: SummaryWriter) -> None:
-        progress, preset = self.progress, self.config.training
+    def _train_epoch(self, writer: SummaryWriter | None) -> None:
+        progress = self.progress
         self.model.train()
         self.criterion.train()
         if hasattr(self.criterion, "set_epoch"):
@@ -261,48 +305,42 @@ class Trainer:
             disable=not self.show_progress,
             mininterval=1.0,
         )
-        try:
+        with bar:
             for images, labels in self._batches():
-                loss = self._step(images, labels, preset)
+                loss = self._step(images, labels)
                 loss_sum += loss.detach().double() * len(labels)
                 progress.step += 1
                 progress.sample_count += len(labels)
                 bar.update()
-                if progress.step % LOG_EVERY == 0 or progress.step == self.steps_per_epoch:
+                must_stop = self.interrupt.requested and self.share.count == 1
+                if (
+                    must_stop
+                    or progress.step % LOG_EVERY == 0
+                    or progress.step == self.steps_per_epoch
+                ):
                     progress.loss_sum = float(loss_sum)  # the only synchronisation with the device
                     self._check_finite(progress.loss_sum)
                     mean = progress.loss_sum / progress.sample_count
                     bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-                    writer.add_scalar(
-                        "train/loss", mean, progress.epoch * self.steps_per_epoch + progress.step
-                    )
-                    if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    if writer is not None:
+                        step = progress.epoch * self.steps_per_epoch + progress.step
+                        writer.add_scalar("train/loss", mean, step)
+                    if self.share.count > 1:
+                        must_stop = parallel.is_set_anywhere(
+                            self.interrupt.requested, self.device, self.share
+                        )
+                    is_due = time.monotonic() - saved_at > self.config.checkpoint_seconds
+                    if must_stop or is_due:
                         self.save()
                         saved_at = time.monotonic()
-                if self.interrupt.requested:
-                    break
-        finally:
-            bar.close()
+                    if must_stop:
+                        raise KeyboardInterrupt
         progress.loss_sum = float(loss_sum)
         self._check_finite(progress.loss_sum)
-        self._stop_if_interrupted()
 
-    def _stop_if_interrupted(self) -> None:
-        if self.interrupt.requested:
-            self.save()
-            raise KeyboardInterrupt
-
-    def _step(self, images: Tensor, labels: Tensor, preset: Preset) -> Tensor:
-        images = images.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
-        batch = self.data.preprocessing.normalize(images).contiguous(
-            memory_format=torch.channels_last
-        )
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=preset.precision == "bfloat16"
-        ):
-            features = self.model["network"](batch)
-        loss: Tensor = self.criterion(self.model["head"](features), labels)
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        preset = self.config.training
+        loss: Tensor = self.loss_of(images.to(self.device, non_blocking=True), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if preset.max_gradient_norm is not None:
@@ -310,7 +348,7 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
+            self.averaged.update()
         return loss
 
     def _check_finite(self, loss_sum: float) -> None:
@@ -324,7 +362,7 @@ class Trainer:
             "margin_warmup_epochs=5 or detach_radial=true (OPTIONS=...)"
         )
 
-    def _finish_epoch(self, row: dict[str, Any], writer: SummaryWriter) -> None:
+    def _finish_epoch(self, row: dict[str, Any], writer: SummaryWriter | None) -> None:
         progress = self.progress
         for name, value in row.items():
             if not math.isfinite(value):
@@ -338,16 +376,18 @@ class Trainer:
         progress.history.append(row)
         progress.epoch += 1
         progress.step, progress.loss_sum, progress.sample_count = 0, 0.0, 0
+        is_best = row["confidence"] > progress.best_confidence
+        progress.best_confidence = max(progress.best_confidence, row["confidence"])
+        if writer is None:
+            return
         for name, value in row.items():
             if name != "epoch":
                 writer.add_scalar(f"epoch/{name}", value, row["epoch"])
-        is_best = row["confidence"] > progress.best_confidence
-        progress.best_confidence = max(progress.best_confidence, row["confidence"])
-        # The best one first: the last one says that the epoch is over, and with it that this was done.
+        # The last one last: it says that the epoch is over, and with it that all of this was done.
         if is_best:
             self.save(BEST)
-        self.save()
         write_atomically(self.folder / HISTORY, json.dumps(progress.history, indent=2) + "\n")
+        self.save()
         logger.info(
             "epoch %d/%d: train loss %.4f, margin-free validation loss %.4f, accuracy %.4f, confidence %.4f%s",
             row["epoch"], self.config.epochs, row["train_loss"], row["validation_loss_without_margin"],
@@ -356,56 +396,10 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         model = self.model if self.averaged is None else self.averaged.module
-        return validate(model, self.validation, self.data.preprocessing, self.device, self.config)
-
-
-@torch.inference_mode()
-def validate(
-    model: nn.ModuleDict,
-    split: Split,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    config: TrainConfig,
-) -> dict[str, float]:
-    """Closed-set accuracy and the thesis' validation confidence, on margin-free logits.
-
-    ``known_confidence`` = mean p_y over knowns, ``negative_confidence`` = mean(1 + 1/C - max_c p_c) over negatives,
-    ``confidence`` = their sum (at most 2). They depend on the scale, so they do not compare losses.
-    """
-    model.eval()
-    sums = torch.zeros(6, dtype=torch.float64, device=device)
-    for images, labels, _ in split.batches(256, preprocessing, workers=config.workers):
-        batch = preprocessing.normalize(images.to(device)).contiguous(
-            memory_format=torch.channels_last
+        parallel.same_buffers(model, self.share)
+        return validate(
+            model, self.validation, self.data.preprocessing, self.device, self.config, self.share
         )
-        with torch.autocast(
-            device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"
-        ):
-            features = model["network"](batch)
-        output = model["head"](features)
-        logits = output.logits
-        on_device = torch.as_tensor(labels).to(device)
-        known, negative = is_known(on_device), is_negative(on_device)
-        log_probabilities = all_logits(output).log_softmax(dim=1)[:, : logits.shape[1]].double()
-        of_label = log_probabilities.gather(1, on_device.clamp(min=0)[:, None]).squeeze(1)
-        foreign = 1 + 1 / logits.shape[1] - log_probabilities.amax(dim=1).exp()
-        correct = logits.argmax(dim=1) == on_device
-        sums += torch.stack(
-            [
-                known.sum(), negative.sum(), (known * correct).sum(),
-                (known * of_label.exp()).sum(), (negative * foreign).sum(), (known * -of_label).sum(),
-            ]
-        )  # fmt: skip
-    knowns, negatives, correct, probability, foreign, loss = sums.tolist()
-    known_confidence = probability / max(knowns, 1)
-    negative_confidence = foreign / max(negatives, 1)
-    return {
-        "validation_loss_without_margin": loss / max(knowns, 1),
-        "validation_accuracy": correct / max(knowns, 1),
-        "known_confidence": known_confidence,
-        "negative_confidence": negative_confidence,
-        "confidence": known_confidence + negative_confidence,
-    }
 
 
 def _fingerprint(split: Split) -> str:
@@ -413,7 +407,7 @@ def _fingerprint(split: Split) -> str:
     digest = hashlib.sha256()
     for values in (split.sample_ids, split.groups):
         digest.update("\n".join(values.tolist()).encode())
-    if not isinstance(split.images, ImageFiles):
+    if isinstance(split.images, Tensor):
         digest.update(split.images[:: max(1, len(split) // 1000)].numpy().tobytes())
     return digest.hexdigest()
 
@@ -429,10 +423,10 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
         former = TrainConfig.from_json(file.read_text())
         now, then = json.loads(config.to_json()), json.loads(former.to_json())
         changed = sorted(
-            key
-            for key in now
-            if now[key] != then[key] and key not in ("data", "device", "workers", "epochs")
+            key for key in now if now[key] != then[key] and key not in (*HOW_NOT_WHAT, "epochs")
         )
+        if config.views_from_cache != former.views_from_cache:
+            changed.append("cache (it changes the views of this augmentation)")
         if changed:
             raise ValueError(
                 f"{folder} holds a run with another configuration (different: {', '.join(changed)}); "
@@ -455,52 +449,12 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
 
 
 @contextmanager
-def _writer(folder: Path, purge_step: int) -> Iterator[SummaryWriter]:
+def _writer(folder: Path | None, purge_step: int) -> Iterator[SummaryWriter | None]:
+    if folder is None:
+        yield None
+        return
     writer = SummaryWriter(str(folder), purge_step=purge_step)
     try:
         yield writer
     finally:
         writer.close()
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on weights alone: not on norms, biases, activations or centers."""
-    decayed, free = [], []
-    for name, parameter in model.named_parameters():
-        (free if parameter.ndim < 2 or name.startswith("head.") else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-
-
-def _learning_rate_factor(
-    preset: Preset, epochs: int, steps_per_epoch: int
-) -> Callable[[int], float]:
-    warmup, total = preset.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
-    if preset.schedule not in ("constant", "cosine"):
-        raise ValueError(f'schedule must be "constant" or "cosine", got {preset.schedule!r}')
-
-    def factor(step: int) -> float:
-        ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        if preset.schedule == "constant":
-            return ramp
-        return ramp * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(total, 1))))
-
-    return factor
-
-
-def _ramped_average(decay: float | None) -> Callable[[list[Tensor], list[Tensor], int], None]:
-    """Exponential average whose memory grows with the number of updates, so that short runs are not held back."""
-    limit = decay or 0.0
-
-    @torch.no_grad()
-    def update(averaged: Any, current: Any, count: Any) -> None:
-        weight = 1.0 - min(limit, (1.0 + float(count)) / (10.0 + float(count)))
-        for target, source in zip(averaged, current, strict=True):
-            if target.is_floating_point():
-                target.lerp_(source.to(target.dtype), weight)
-            else:
-                target.copy_(source)
-
-    return update

@@ -36,12 +36,13 @@ HISTORY = "history.json"
 CHANNEL_STATISTICS = {"RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "L": ((0.5,), (0.5,))}
 
 _NETWORK_OPTIONS = ("activation", "feature_bias")
-# Where a run lies and how fast it goes do not change what is trained; they stay out of the name's digest.
+# Where a run lies and how fast it goes do not change what is trained: they may change when a run is resumed, and stay out
+# of the name's digest.
+HOW_NOT_WHAT = ("data", "device", "workers", "cache", "compiled", "checkpoint_seconds")
+IMAGE_CACHE = Path(".cache") / "images"
 _NOT_IDENTITY = (
     "name",
-    "data",
-    "device",
-    "workers",
+    *HOW_NOT_WHAT,
     "protocol",
     "loss",
     "preset",
@@ -123,6 +124,9 @@ class TrainConfig:
         name: folder below ``runs``.
         initial_weights: folder of a finished run whose weights this one starts from, or None for random ones.
         scores: what the model is exported and evaluated with, or None for the default ones; training does not use it.
+        cache: folder of decoded photographs, or None to decode them on the way.
+        compiled: whether torch.compile makes the step.
+        checkpoint_seconds: a checkpoint is written at least this often, and after every epoch.
     """
 
     protocol: str
@@ -142,6 +146,14 @@ class TrainConfig:
     name: str = field(default="")
     initial_weights: str | None = None
     scores: list[str] | None = None
+    cache: str | None = None
+    compiled: bool = False
+    checkpoint_seconds: float = 120.0
+
+    @property
+    def views_from_cache(self) -> bool:
+        """Whether training sees other views than without the cache: boxes drawn in images that were resized before."""
+        return self.cache is not None and self.training.augmentation != "thesis"
 
     def to_json(self) -> str:
         """Readable, deterministic JSON."""
@@ -161,6 +173,8 @@ class TrainConfig:
     def default_name(self) -> str:
         """Protocol, loss, preset, seed and a digest of everything else that changes the result."""
         content = {key: value for key, value in asdict(self).items() if key not in _NOT_IDENTITY}
+        if self.views_from_cache:
+            content["views"] = "cache"
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.protocol}-{self.loss}-{self.preset}-s{self.seed}-{digest}"
 
@@ -179,12 +193,21 @@ class TrainConfig:
         scale = self.loss_options["scale"]
         return self.criterion_options | ({"scale": scale} if isinstance(scale, str) else {})
 
-    def load_data(self, parts: Sequence[str] = ("train", "validation", "test")) -> ProtocolData:
-        """Load the protocol's data as this run saw it."""
+    def load_data(
+        self, parts: Sequence[str] = ("train", "validation", "test"), *, decoded: bool = False
+    ) -> ProtocolData:
+        """Load the protocol's data as this run saw it.
+
+        Args:
+            parts: of the protocol.
+            decoded: take photographs from the run's cache, and build it where it is not there. The evaluation's images
+                are the same bits either way.
+        """
         data = load_protocol(
             self.protocol,
             data=None if self.data is None else Path(self.data),
             parts=tuple(parts),
+            image_cache=Path(self.cache) if decoded and self.cache is not None else None,
             **self.data_options,
         )
         if not self.training.normalize_images:
@@ -235,6 +258,7 @@ def make_config(
     device: str = "auto",
     workers: int = 0,
     name: str | None = None,
+    cache: Path | str | None = "auto",
 ) -> TrainConfig:
     """Put a configuration together from the protocol's defaults, the preset and free options.
 
@@ -245,10 +269,11 @@ def make_config(
         seed: of everything random.
         epochs: None for the protocol's default.
         data: root of the data.
-        options: any of the data, network, loss and preset options by name.
+        options: any of the data, network, loss and preset options by name; ``compile``, ``checkpoint_seconds``.
         device: "auto" takes CUDA where there is one.
         workers: data loading processes.
         name: of the run; None for the default name.
+        cache: folder of decoded photographs; None decodes them on the way; "auto" caches where a GPU trains.
 
     Raises:
         ValueError: unknown preset or protocol; unknown loss options are refused by ``build_loss``.
@@ -266,6 +291,8 @@ def make_config(
     as_published = bool(free.pop("as_published", False))
     initial_weights = free.pop("initial_weights", None)
     scores = free.pop("scores", None)
+    compiled = bool(free.pop("compile", False))
+    checkpoint_seconds = float(free.pop("checkpoint_seconds", 120.0))
     if as_published:
         free = {"feature_bias": True, **free}
         if characters:
@@ -316,8 +343,18 @@ def make_config(
         workers=workers,
         initial_weights=initial_weights,
         scores=parse_scores(scores) if isinstance(scores, str) else scores,
+        cache=_image_cache(cache, resolved) if not characters else None,
+        compiled=compiled,
+        checkpoint_seconds=checkpoint_seconds,
     )
     return replace(config, name=name or config.default_name())
+
+
+def _image_cache(cache: Path | str | None, device: str) -> str | None:
+    if cache == "auto":
+        # A processor is busy with the arithmetic; decoding beside it costs little.
+        return str(IMAGE_CACHE) if device.startswith("cuda") else None
+    return None if cache is None or str(cache) in ("", "none") else str(cache)
 
 
 class Run:

@@ -12,11 +12,13 @@ from typing import Any
 from training.data import MissingClasses, ProtocolData
 from training.engine import Trainer, TrainingDiverged, prepare_folder
 from training.losses import LOSSES
+from training.parallel import is_writer, process_group
 from training.precision import PRECISION_CHOICES
 from training.protocols import PROTOCOLS
 from training.recommendations import RECOMMENDED, recommendation
 from training.runs import (
     CONFIG,
+    IMAGE_CACHE,
     PRESETS,
     RUNS,
     Run,
@@ -53,16 +55,26 @@ def train(
         ValueError: the folder holds another run, or data or options do not fit.
     """
     folder = runs / config.name
-    data = config.load_data(("train", "validation")) if data is None else data
+    # Before the processes of a run join: the cache may take long to build, and nobody must wait for it with a deadline.
+    if data is None:
+        data = config.load_data(("train", "validation"), decoded=True)
     for note in data.notes:
         logger.warning("%s", note)
-    trainer = Trainer(config, data, folder, show_progress=show_progress)
-    prepare_folder(folder, config)
-    if trainer.resume():
-        progress = trainer.progress
-        write_atomically(folder / CONFIG, config.to_json())  # more epochs, or data that moved
-        logger.info("continuing %s at epoch %d, step %d", folder, progress.epoch + 1, progress.step)
-    trainer.run()
+    with process_group(config.device) as (share, device):
+        trainer = Trainer(
+            config, data, folder, show_progress=show_progress, device=device, share=share
+        )
+        if trainer.is_writer:
+            prepare_folder(folder, config)
+        if trainer.resume():
+            progress = trainer.progress
+            if trainer.is_writer:
+                # More epochs, or data that moved.
+                write_atomically(folder / CONFIG, config.to_json())
+            logger.info(
+                "continuing %s at epoch %d, step %d", folder, progress.epoch + 1, progress.step
+            )
+        trainer.run()
     return Run(folder)
 
 
@@ -115,7 +127,14 @@ def build_parser() -> argparse.ArgumentParser:
         choices=PRECISION_CHOICES,
         help="of the backbone; auto: bfloat16 where the hardware has it; default: the preset's",
     )
-    parser.add_argument("--workers", type=int, default=0, help="data loading processes")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="data loading processes, without a cache"
+    )
+    parser.add_argument(
+        "--cache",
+        default="auto",
+        help=f"folder of decoded photographs; auto: {IMAGE_CACHE} where a GPU trains; none: decode on the way",
+    )
     parser.add_argument(
         "--name", help="folder below runs/; default: protocol, loss, preset, seed and a digest"
     )
@@ -127,7 +146,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 on success, 1 with one clear line otherwise."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if is_writer() else logging.ERROR  # one of several processes speaks
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     options = dict(arguments.option)
     for key in ("digits", "image_size", "precision"):
         if getattr(arguments, key) is not None:
@@ -146,6 +166,7 @@ def main(argv: list[str] | None = None) -> int:
             device=arguments.device,
             workers=arguments.workers,
             name=arguments.name,
+            cache=arguments.cache,
         )
         if arguments.loss == RECOMMENDED:
             _tell_recommended(config)

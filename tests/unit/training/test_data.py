@@ -13,7 +13,8 @@ from PIL import Image
 
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import UnreadableImage
-from training.data import MissingClasses, load_protocol, stratified_split, training_loader
+from training.batches import training_loader
+from training.data import MissingClasses, load_protocol, stratified_split
 from training.protocols import PROTOCOLS, get_protocol
 
 # -- class lists -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,165 @@
+"""A cache of decoded photographs on disk: what the evaluation's resize makes of each file, as plain bytes.
+
+It lies in a folder named after what it was made of: ``images.u8`` (the images one behind another), ``index.npz``
+(their sizes, a CRC-32 of each chunk of them) and ``cache.json``, written last. While it is built,
+``images.u8.partial`` grows chunk by chunk and ``journal.jsonl`` says how far; after a kill the build goes on there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from tqdm import tqdm
+
+import openset.preprocessing
+from openset.preprocessing import Preprocessing
+from training.cache_build import CHUNK, DATA, FACTS, INDEX, build
+from training.decoded import DecodedImages
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+class CacheDamaged(ValueError):
+    """A cache does not hold what it was built with."""
+
+
+def open_cache(
+    folder: Path,
+    paths: Sequence[str],
+    *,
+    root: Path,
+    preprocessing: Preprocessing,
+    on_unreadable: str = "fail",
+    show_progress: bool = True,
+) -> DecodedImages:
+    """Open the cache of some files; build it, or go on building it, where it is not complete.
+
+    Decoding is spread over all processor cores. Only one process builds; others wait for it.
+
+    Args:
+        folder: of all caches.
+        paths: the files, in the order of the images.
+        root: folder that the files' names are taken relative to.
+        preprocessing: its mode, short side and interpolation are applied; the crop is left to the reader.
+        on_unreadable: "fail" stops the build at a broken file, "skip" records it.
+        show_progress: draw a bar.
+
+    Raises:
+        UnreadableImage: a file is broken and ``on_unreadable`` is "fail".
+        CacheDamaged: the stored bytes are not those that were written.
+        OSError: the disk cannot hold the cache.
+    """
+    identity = _identity(paths, root, preprocessing)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    place = folder / digest[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    with _locked(place / "lock"):
+        if not (place / FACTS).is_file():
+            others = [file.parent.name for file in sorted(folder.glob(f"*/{FACTS}"))]
+            if others:
+                logger.info(
+                    "%s holds caches of other files or settings (%s); remove those that are out of date",
+                    folder, ", ".join(others),
+                )  # fmt: skip
+            build(
+                place, list(paths), preprocessing,
+                on_unreadable=on_unreadable, identity=identity, show_progress=show_progress,
+            )  # fmt: skip
+        return _open(place, identity, preprocessing.channels, show_progress)
+
+
+def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) -> dict[str, Any]:
+    """What the bytes depend on; a file that was replaced has another size or time, a changed rule another source."""
+    files = hashlib.sha256()
+    for path in paths:
+        found = os.stat(path)
+        files.update(
+            f"{os.path.relpath(path, root)}\0{found.st_size}\0{found.st_mtime_ns}\n".encode()
+        )
+    return {
+        "format": _FORMAT,
+        "files": files.hexdigest(),
+        "count": len(paths),
+        "mode": preprocessing.mode,
+        "resize": preprocessing.resize,
+        "interpolation": preprocessing.interpolation,
+        "pillow": PIL.__version__,
+        "decoder": hashlib.sha256(Path(openset.preprocessing.__file__).read_bytes()).hexdigest(),
+    }
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with file.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that works on %s", file.parent)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _open(
+    place: Path, identity: dict[str, Any], channels: int, show_progress: bool
+) -> DecodedImages:
+    """Map a complete cache after every byte of it was checked (which also brings it into the page cache)."""
+    facts = json.loads((place / FACTS).read_text())
+    index = (place / INDEX).read_bytes() if (place / INDEX).is_file() else b""
+    if facts["identity"] != identity or hashlib.sha256(index).hexdigest() != facts["index_sha256"]:
+        raise _damaged(place, f"{INDEX} or {FACTS} was changed")
+    data = place / DATA
+    if not data.is_file() or data.stat().st_size != facts["bytes"]:
+        raise _damaged(place, f"{DATA} is missing or has another length than {facts['bytes']}")
+    with np.load(place / INDEX, allow_pickle=False) as stored:
+        heights, widths = stored["heights"], stored["widths"]
+        sums, lengths = stored["crc32"], stored["bytes"]
+    size = int(facts["bytes"])
+    mapped, ends = np.memmap(data, np.uint8, mode="r"), np.cumsum(lengths)
+    view = memoryview(mapped)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        found = threads.map(
+            lambda span: zlib.crc32(view[span[0] : span[1]]), zip(ends - lengths, ends, strict=True)
+        )
+        with tqdm(
+            total=size, desc="checking the cache", unit="B", unit_scale=True, leave=False,
+            disable=None if show_progress else True, delay=3.0,
+        ) as bar:  # fmt: skip
+            for number, (expected, value, length) in enumerate(
+                zip(sums, found, lengths, strict=True)
+            ):
+                if value != expected:
+                    first = number * CHUNK
+                    raise _damaged(
+                        place, f"images {first} to {first + CHUNK - 1} are not as written"
+                    )
+                bar.update(int(length))
+    sizes = heights * widths * channels
+    offsets = np.cumsum(sizes) - sizes
+    unreadable = {int(row): message for row, message in facts["unreadable"].items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
+        pixels = torch.from_numpy(mapped)
+    return DecodedImages(pixels, offsets, heights, widths, channels, unreadable)
+
+
+def _damaged(place: Path, what: str) -> CacheDamaged:
+    return CacheDamaged(
+        f"the cache {place} is damaged: {what}. Remove that folder and rerun to build it anew; "
+        "if it happens again, look at the disk"
+    )

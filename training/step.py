@@ -1,0 +1,91 @@
+"""One training step's arithmetic: images and labels to the loss of the whole batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from openset.preprocessing import Preprocessing
+from training.batches import ALONE, Share
+from training.parallel import gather_rows
+
+
+class Normalizer:
+    """``Preprocessing.normalize``, channels last, with its constants on the device already.
+
+    Made anew for every batch they would be copied there while the host waits.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        self._constants = None
+        if preprocessing.mean is not None and preprocessing.std is not None:
+            self._constants = [
+                torch.tensor(values, device=device)[None, :, None, None]
+                for values in (preprocessing.mean, preprocessing.std)
+            ]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (n, channels, H, W) -> float32, the same bits as ``Preprocessing.normalize`` gives."""
+        floats = images.float().div_(255.0)
+        if self._constants is not None:
+            mean, std = self._constants
+            floats = (floats - mean) / std
+        return floats.contiguous(memory_format=torch.channels_last)
+
+
+class _HeadAndLoss(nn.Module):
+    def __init__(self, head: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.head, self.criterion = head, criterion
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = self.criterion(self.head(features), labels)
+        return loss
+
+
+class TrainingStep(nn.Module):
+    """Network, head and criterion as one module, so that one wrapper can average all their gradients.
+
+    The network runs in the preset's precision; head and criterion switch autocast off themselves.
+
+    Args:
+        model: "network" and "head".
+        criterion: of the loss.
+        normalizer: of the images.
+        precision: "float32" or "bfloat16".
+        compiled: compile the network, and head with criterion, at the first step (minutes).
+        share: of the batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.ModuleDict,
+        criterion: nn.Module,
+        normalizer: Normalizer,
+        *,
+        precision: str,
+        compiled: bool = False,
+        share: Share = ALONE,
+    ) -> None:
+        super().__init__()
+        self.network = model["network"]
+        self.loss = _HeadAndLoss(model["head"], criterion)
+        self.normalizer, self.precision, self.share = normalizer, precision, share
+        if compiled:
+            self.network.compile()
+            self.loss.compile()
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Scalar loss of the whole batch.
+
+        Args:
+            images: of this process, uint8 (m, channels, H, W) on the device.
+            labels: of the whole batch, (n,).
+        """
+        batch = self.normalizer(images)
+        with torch.autocast(
+            images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+        ):
+            features = self.network(batch)
+        loss: Tensor = self.loss(gather_rows(features, len(labels), self.share), labels)
+        return loss
