@@ -1,7 +1,7 @@
 """One recommended default per protocol: loss, options, preset and score; ``LOSS=recommended`` trains it.
 
-Each was chosen by ``python -m training.recommend`` on training and validation data alone: no image of the test and no
-unknown class took part. The evidence is a file of the measured rows; an entry without enough of it is provisional.
+Each is to be chosen by ``python -m training.recommend`` on training and validation data alone: no image of the test and no
+unknown class takes part. The evidence is a file of the measured rows; an entry without enough of it is provisional.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Recommendation:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-_UNMEASURED = "none yet: python -m training.recommend --protocol {} --data DIR --epochs N"
+# Without evidence an entry is an argument: a hard head has no lambda to set and no magnitude to collapse, and the entropic
+# loss uses the negatives that are there. Published figures are on unknown test classes and may not choose.
+_UNMEASURED = "none yet; make recommend PROTOCOL={}"
 
 RECOMMENDATIONS: dict[str, Recommendation] = {
     protocol: Recommendation(
