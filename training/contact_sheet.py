@@ -54,7 +54,7 @@ def draw_contact_sheet(
         return None
     place = {name: index for index, name in enumerate(data.test.sample_ids.tolist())}
     heights = [math.ceil(len(found) / _COLUMNS) for found in chosen.values()]
-    figure = Figure(figsize=(1.45 * _COLUMNS, 1.8 * sum(heights) + 0.9), layout="constrained")
+    figure = Figure(figsize=(1.45 * _COLUMNS, 1.95 * sum(heights) + 0.9), layout="constrained")
     blocks = np.atleast_1d(figure.subfigures(len(chosen), 1, height_ratios=heights, squeeze=True))
     for block, (label, found), rows in zip(blocks, chosen.items(), heights, strict=True):
         block.suptitle(f"{GROUP_NAMES[label]}s with the highest {score} scores", fontsize=9)
@@ -67,7 +67,7 @@ def draw_contact_sheet(
             true = _short(names[str(scored.groups[index])])
             predicted = _short(data.class_names[int(scored.predictions[index])])
             value = float(scored.scores[score][index])
-            axes.set_title(f"{true} → {predicted}\n{value:.2f}", fontsize=7)
+            axes.set_title(f"{true}\n→ {predicted}\n{value:.2f}", fontsize=7)
     figure.suptitle(f"{title} · true class → predicted class, score", fontsize=9)
     return figure
 

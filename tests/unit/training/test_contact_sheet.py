@@ -49,8 +49,8 @@ def shown(figure) -> list[tuple[int, str]]:
 def test_foreign_images_are_shown_best_first_unknowns_before_negatives() -> None:
     figure = draw_contact_sheet(*sample(), title="t")
     assert shown(figure) == [
-        (4, "P → 7\n4.00"), (3, "P → 7\n3.00"), (2, "P → 7\n2.00"),
-        (7, "A → 7\n7.00"), (6, "A → 7\n6.00"), (5, "A → 7\n5.00"),
+        (4, "P\n→ 7\n4.00"), (3, "P\n→ 7\n3.00"), (2, "P\n→ 7\n2.00"),
+        (7, "A\n→ 7\n7.00"), (6, "A\n→ 7\n6.00"), (5, "A\n→ 7\n5.00"),
     ]  # fmt: skip
 
 

@@ -171,7 +171,7 @@ def test_evaluation_writes_report_scores_and_figures(exported: Run) -> None:
     report = evaluate(exported, show_progress=False)
     assert report["counts"]["test"]["unknown"] == 550
     assert {file.name for file in (exported.folder / "figures").iterdir()} == {
-        "oscr.png", "angles.png", "scores.png", "features.png",
+        "oscr.png", "angles.png", "scores.png", "features.png", "false_positives.png",
     }  # fmt: skip
     assert json.loads((exported.folder / "report.json").read_text())["scores"] == json.loads(
         json.dumps(report["scores"])
