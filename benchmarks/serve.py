@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--deadline", type=float, default=5.0, help="seconds")
+    parser.add_argument("--deadline", type=float, default=10.0, help="seconds")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument(
         "--quick", action="store_true", help="a smoke run; its numbers mean nothing"
