@@ -220,7 +220,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
             overload_seconds=2.0,
         )  # fmt: skip
     return Plan(
-        **common, network="resnet50", seconds=16.0, rounds=3, load_seconds=10.0, tail_seconds=30.0, overload_seconds=60.0,
+        **common, network="resnet50", seconds=12.0, rounds=3, load_seconds=10.0, tail_seconds=30.0, overload_seconds=60.0,
     )  # fmt: skip
 
 
