@@ -117,13 +117,15 @@ def outcome_of(records: Sequence[tuple[float, float, int]], duration_s: float) -
     )
 
 
-async def _post(session: aiohttp.ClientSession, target: Target, body: bytes) -> int:
+async def _post(session: aiohttp.ClientSession, target: Target, body: bytes) -> tuple[int, float]:
+    """Status, and after how many seconds the server wants to be asked again."""
     try:
         async with session.post(target.path, data=body, headers=target.headers) as response:
             await response.read()
-            return response.status
+            later = response.headers.get("retry-after", "")
+            return response.status, float(later) if later.isdecimal() else 0.0
     except (aiohttp.ClientError, OSError, TimeoutError):
-        return NO_ANSWER
+        return NO_ANSWER, 0.0
 
 
 async def closed_loop(
@@ -136,7 +138,8 @@ async def closed_loop(
 ) -> Outcome:
     """Each connection sends its next request when the last is answered; what is in flight at the end is waited for.
 
-    The rate counts the time until the last answer, so that no work is counted for free.
+    A connection that is refused waits as long as it is told to: without that a closed loop hammers. The rate counts the
+    time until the last answer, so that no work is counted for free.
     """
     records: list[tuple[float, float, int]] = []
     following = itertools.cycle(bodies)
@@ -145,8 +148,10 @@ async def closed_loop(
 
         async def one_client() -> None:
             while (sent := time.perf_counter()) - started < seconds:
-                status = await _post(session, target, next(following))
+                status, later_s = await _post(session, target, next(following))
                 records.append((sent - started, time.perf_counter() - sent, status))
+                if later_s:
+                    await asyncio.sleep(later_s)
 
         await asyncio.gather(*(one_client() for _ in range(connections)))
         return outcome_of(records, time.perf_counter() - started)
@@ -176,7 +181,7 @@ async def open_loop(
         started = time.perf_counter()
 
         async def one(due: float, body: bytes) -> None:
-            status = await _post(session, target, body)
+            status, _ = await _post(session, target, body)
             records.append((due, time.perf_counter() - started - due, status))
 
         tick = 1.0
@@ -188,4 +193,5 @@ async def open_loop(
             if every_second is not None and due >= tick:
                 tick += 1.0
                 await every_second()
-    return outcome_of(records, seconds)
+    # What is still queued when the last request was due belongs to the time it takes.
+    return outcome_of(records, max(seconds, time.perf_counter() - started))

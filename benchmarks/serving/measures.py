@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 import numpy as np
 
-from benchmarks.serving import bare, models
+from benchmarks.serving import bare
 from benchmarks.serving.load import QUANTILES, Outcome, Target, closed_loop, open_loop
-from benchmarks.serving.processes import Running, served_by_stock
+from benchmarks.serving.processes import Running
 from benchmarks.serving.report import Report, say
 from openset.classifier import OpenSetClassifier
 
@@ -55,6 +54,34 @@ async def throughput(target: Target, images: Sequence[bytes], plan: Plan) -> Out
     return await closed_loop(target, images, connections=CONNECTIONS, seconds=plan.seconds)
 
 
+async def compared_rates(
+    targets: dict[str, Target],
+    in_process: dict[str, Callable[[float], float]],
+    images: Sequence[bytes],
+    plan: Plan,
+) -> dict[str, list[float]]:
+    """Images a second of each, in turn, round after round: whatever disturbs this machine disturbs all alike.
+
+    Args:
+        targets: servers, by name; all run meanwhile, the others idle.
+        in_process: by name, what measures a rate in this process in so many seconds.
+        images: sent in turn.
+        plan: rounds and seconds.
+    """
+    seconds = plan.seconds / 2
+    rates: dict[str, list[float]] = {name: [] for name in (*targets, *in_process)}
+    for target in targets.values():
+        await closed_loop(target, images, connections=CONNECTIONS, seconds=min(2.0, seconds))
+    for number in range(plan.rounds):
+        say(f"images/s of {', '.join(rates)}: round {number + 1} of {plan.rounds}")
+        for name, target in targets.items():
+            outcome = await closed_loop(target, images, connections=CONNECTIONS, seconds=seconds)
+            rates[name].append(outcome.rate)
+        for name, measure in in_process.items():
+            rates[name].append(measure(seconds))
+    return rates
+
+
 async def batch_rate(target: Target, images: Sequence[bytes], plan: Plan) -> float:
     """Images a second through ``POST /predict/batch``, 16 in a request, 2 requests at a time."""
     size, done = 16, 0
@@ -68,27 +95,14 @@ async def batch_rate(target: Target, images: Sequence[bytes], plan: Plan) -> flo
                 for number in range(size):
                     form.add_field("images", images[(done + number) % len(images)], filename="a.jpg")  # fmt: skip
                 async with session.post("/predict/batch", data=form) as response:
-                    body = await response.json()
+                    body = await response.json(content_type=None)
                     done += sum(item["status"] == 200 for item in body.get("results", []))
+                    refused = response.status != 200
+                if refused:
+                    await asyncio.sleep(0.1)
 
         await asyncio.gather(one_client(), one_client())
         return done / (time.perf_counter() - started)
-
-
-async def stock_rate(
-    report: Report, artifact: Path, store: Path, images: Sequence[bytes], plan: Plan
-) -> float:
-    """Images a second of the stock handler, at the better of its default batch size and ours."""
-    models.stock_archive(artifact, store)
-    rates = {}
-    for batch_size in (1, plan.batch_size):
-        say(f"TorchServe's stock image_classifier, batch size {batch_size}")
-        async with served_by_stock(
-            store, images[0], batch_size=batch_size, device=plan.device
-        ) as stock:
-            rates[batch_size] = (await throughput(stock.torchserve, images, plan)).rate
-    report.details["stock images/s by batch size"] = rates
-    return max(rates.values())
 
 
 async def added_latency(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,14 @@ class Row:
 
 
 class Report:
-    """Collects rows and details, says them as they come."""
+    """Collects rows and details; says and writes them as they come, so that an interrupted run keeps what it has.
 
-    def __init__(self) -> None:
+    Args:
+        file: JSON, rewritten with every row; None for none.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
         self.rows: list[Row] = []
         self.details: dict[str, Any] = {}
 
@@ -45,6 +52,16 @@ class Report:
         row = Row(name, value, unit, **values)
         self.rows.append(row)
         print(line_of(row), flush=True)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file."""
+        if self.file is None:
+            return
+        rows = [asdict(row) for row in self.rows]
+        content = {"machine": machine(), "rows": rows, **self.details}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(content, indent=1) + "\n")
 
     def ratio(
         self, name: str, value: float, unit: str, baseline: float, against: str, *, at_least: float | None
@@ -72,6 +89,7 @@ def say(text: str) -> None:
     print(f"-- {text}", file=sys.stderr, flush=True)
 
 
+@cache
 def machine() -> dict[str, Any]:
     """Where and with what it was measured."""
     model = next(
@@ -91,6 +109,7 @@ def machine() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "torch": torch.__version__,
+        "load_average_at_start": os.getloadavg()[0],
         "commit": commit.stdout.strip() or None,
     }
 
