@@ -242,7 +242,7 @@ class Trainer:
     def _stored(file: Path) -> dict[str, Any]:
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"{file} cannot be read ({error}); it was damaged after it was written. Put {file.with_name(BEST)} in "
                 "its place to go on from the best epoch, or remove it to start anew"
