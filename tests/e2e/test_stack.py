@@ -51,7 +51,7 @@ class Stack:
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
         self.wait_for_text("ready: ")
 
-    def wait_for_text(self, text: str, seconds: float = 180) -> None:
+    def wait_for_text(self, text: str, seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
