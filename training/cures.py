@@ -10,7 +10,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from openset.labels import GROUP_NAMES, is_known
 from training.arms import CURES, Arm
 from training.engine import TrainingDiverged
 from training.evaluate import score_test
-from training.runs import RUNS, make_config, write_atomically
+from training.runs import RUNS, TrainConfig, make_config, write_atomically
 from training.scoring import Scored
 from training.train import train
 
@@ -65,6 +65,40 @@ def open_set_figures(scored: Scored) -> dict[str, Any]:
     }
 
 
+def rows_of_arms(
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    configure: Callable[[Arm, int], TrainConfig],
+    figures_of: Callable[[TrainConfig], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """One row for every seed and arm, seeds outermost; a diverged run has a row that says so.
+
+    Args:
+        arms: what is compared.
+        seeds: of each.
+        configure: arm and seed to the run's configuration.
+        figures_of: trains a configuration and judges it; "accuracy" is among its figures.
+    """
+    rows = []
+    for seed in seeds:
+        for arm in arms:
+            config = configure(arm, seed)
+            row: dict[str, Any] = {
+                "arm": arm.name, "loss": arm.loss, "options": arm.options, "preset": arm.preset, "seed": seed,
+                "epochs": config.epochs, "run": config.name,
+            }  # fmt: skip
+            try:
+                row |= figures_of(config)
+            except TrainingDiverged as error:
+                row["diverged"] = str(error)
+            rows.append(row)
+            logger.info(
+                "%d of %d, %s, seed %d: %s", len(rows), len(arms) * len(seeds), arm.name, seed,
+                row.get("diverged") or f"accuracy {row['accuracy']:.4f}",
+            )  # fmt: skip
+    return rows
+
+
 def compare_arms(
     arms: Sequence[Arm],
     *,
@@ -76,32 +110,21 @@ def compare_arms(
     runs: Path,
     device: str = "auto",
 ) -> list[dict[str, Any]]:
-    """Train and score every arm with every seed; one row each. A diverged run has a row that says so."""
-    rows = []
-    for seed in seeds:
-        for arm in arms:
-            config = make_config(
-                protocol, arm.loss, preset=arm.preset, seed=seed, epochs=epochs, data=data, device=device,
-                options={**options, **arm.options},
-            )  # fmt: skip
-            row: dict[str, Any] = {
-                "arm": arm.name, "loss": arm.loss, "options": arm.options, "preset": arm.preset, "seed": seed,
-                "epochs": config.epochs, "run": config.name,
-            }  # fmt: skip
-            try:
-                run = train(config, runs=runs, show_progress=False)
-                scored = score_test(
-                    run, device=config.device, scores=ALL_SCORES, show_progress=False
-                )
-                row |= open_set_figures(scored)
-            except TrainingDiverged as error:
-                row["diverged"] = str(error)
-            rows.append(row)
-            logger.info(
-                "%d of %d, %s, seed %d: %s", len(rows), len(arms) * len(seeds), arm.name, seed,
-                row.get("diverged") or f"accuracy {row['accuracy']:.4f}",
-            )  # fmt: skip
-    return rows
+    """Train and score every arm with every seed on the test part; rows as ``rows_of_arms`` makes them."""
+
+    def configure(arm: Arm, seed: int) -> TrainConfig:
+        return make_config(
+            protocol, arm.loss, preset=arm.preset, seed=seed, epochs=epochs, data=data, device=device,
+            options={**options, **arm.options},
+        )  # fmt: skip
+
+    def figures_of(config: TrainConfig) -> dict[str, Any]:
+        run = train(config, runs=runs, show_progress=False)
+        return open_set_figures(
+            score_test(run, device=config.device, scores=ALL_SCORES, show_progress=False)
+        )
+
+    return rows_of_arms(arms, seeds, configure, figures_of)
 
 
 def print_table(rows: list[dict[str, Any]], title: str, score: str = "softmax") -> None:

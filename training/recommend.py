@@ -23,10 +23,15 @@ from rich.table import Table
 from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.arms import CANDIDATES, Arm
-from training.cures import build_parser, data_options, open_set_figures, print_wide
+from training.cures import (
+    build_parser,
+    data_options,
+    open_set_figures,
+    print_wide,
+    rows_of_arms,
+)
 from training.data import ImageFiles, MissingClasses, ProtocolData, Split, split_validation
-from training.engine import TrainingDiverged
-from training.runs import RUNS, make_config, write_atomically
+from training.runs import RUNS, TrainConfig, make_config, write_atomically
 from training.score_fitting import scoring_classifier
 from training.scoring import score_split
 from training.train import train
@@ -110,49 +115,37 @@ def judge(
 
     ``per_class`` training images of every class stand for all of them, where there is no time for more.
     """
-    rows = []
-    for seed in seeds:
-        for arm in arms:
-            config = make_config(
-                protocol, arm.loss, preset=arm.preset, seed=seed, epochs=epochs, data=data, device=device,
-                options={**options, **arm.options},
-            )  # fmt: skip
-            hidden = "-hidden" if per_class is None else f"-hidden-n{per_class}"
-            config = replace(config, name=config.name + hidden)
-            data_of_all = config.load_data(("train", "validation"))
-            shown, judges = hide_negatives(
-                replace(data_of_all, train=at_most(data_of_all.train, per_class))
-            )
-            row: dict[str, Any] = {
-                "arm": arm.name, "loss": arm.loss, "options": arm.options, "preset": arm.preset, "seed": seed,
-                "epochs": config.epochs, "run": config.name,
-            }  # fmt: skip
-            try:
-                run = train(config, runs=runs, show_progress=False, data=shown)
-                classifier = scoring_classifier(
-                    run, shown, ALL_SCORES, device=config.device, show_progress=False
-                )
-                scored = score_split(
-                    classifier, judges, shown.preprocessing, workers=config.workers, show_progress=False
-                )  # fmt: skip
-                figures = open_set_figures(scored)
-                row |= {
-                    "accuracy": figures["accuracy"],
-                    "ccr_at_fpr": {
-                        name: groups["unknown"] for name, groups in figures["ccr_at_fpr"].items()
-                    },
-                    "count": {
-                        "known": figures["count"]["known"], "hidden": figures["count"]["unknown"],
-                    },
-                }  # fmt: skip
-            except TrainingDiverged as error:
-                row["diverged"] = str(error)
-            rows.append(row)
-            logger.info(
-                "%d of %d, %s, seed %d: %s", len(rows), len(arms) * len(seeds), arm.name, seed,
-                row.get("diverged") or f"accuracy {row['accuracy']:.4f}",
-            )  # fmt: skip
-    return rows
+
+    def configure(arm: Arm, seed: int) -> TrainConfig:
+        config = make_config(
+            protocol, arm.loss, preset=arm.preset, seed=seed, epochs=epochs, data=data, device=device,
+            options={**options, **arm.options},
+        )  # fmt: skip
+        hidden = "-hidden" if per_class is None else f"-hidden-n{per_class}"
+        return replace(config, name=config.name + hidden)
+
+    def figures_of(config: TrainConfig) -> dict[str, Any]:
+        data_of_all = config.load_data(("train", "validation"))
+        shown, judges = hide_negatives(
+            replace(data_of_all, train=at_most(data_of_all.train, per_class))
+        )
+        run = train(config, runs=runs, show_progress=False, data=shown)
+        classifier = scoring_classifier(
+            run, shown, ALL_SCORES, device=config.device, show_progress=False
+        )
+        scored = score_split(
+            classifier, judges, shown.preprocessing, workers=config.workers, show_progress=False
+        )
+        figures = open_set_figures(scored)
+        return {
+            "accuracy": figures["accuracy"],
+            "ccr_at_fpr": {
+                name: groups["unknown"] for name, groups in figures["ccr_at_fpr"].items()
+            },
+            "count": {"known": figures["count"]["known"], "hidden": figures["count"]["unknown"]},
+        }
+
+    return rows_of_arms(arms, seeds, configure, figures_of)
 
 
 def figure_of_merit(ccr_at_fpr: dict[str, float | None]) -> float:
@@ -224,7 +217,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logger.setLevel(logging.INFO)
+    for name in (__name__, rows_of_arms.__module__):
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         rows = judge(
             [arm for arm in CANDIDATES if arm.name in arguments.candidates],

@@ -147,7 +147,7 @@ async def predict_all(
             tasks.create_task(feed())
             for _ in range(concurrency):
                 tasks.create_task(ask(session))
-    except ExceptionGroup as group:
+    except ExceptionGroup as group:  # a TaskGroup's; anything but a refusal goes on as it is
         refusals = group.subgroup(GatewayRefuses)
         if refusals is None:
             raise

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +55,9 @@ class Running:
         return sum(_value(lambda p=p: sum(p.cpu_times()[:2])) for p in self.processes())
 
 
-def _value(read: object) -> float:
+def _value(read: Callable[[], float]) -> float:
     try:
-        return read()  # type: ignore[operator]
+        return read()
     except psutil.NoSuchProcess:
         return 0
 

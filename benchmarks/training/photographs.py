@@ -84,7 +84,8 @@ class _Batches:
     """An endless row of training batches."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.batches = trainer, iter(())  # type: ignore[var-annotated]
+        self.trainer = trainer
+        self.batches: Iterator[tuple[torch.Tensor, torch.Tensor]] = iter(())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self
