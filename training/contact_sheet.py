@@ -64,7 +64,8 @@ def draw_contact_sheet(
         for axes, index in zip(panels, found, strict=False):
             image = _image(data, place[str(scored.sample_ids[index])])
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-            true = _short(names[str(scored.groups[index])])
+            group = str(scored.groups[index])
+            true = _short(names.get(group, group))  # a class without a name for people keeps its id
             predicted = _short(data.class_names[int(scored.predictions[index])])
             value = float(scored.scores[score][index])
             axes.set_title(f"{true}\n→ {predicted}\n{value:.2f}", fontsize=7)
