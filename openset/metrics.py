@@ -200,12 +200,20 @@ def clopper_pearson(
         raise ValueError(
             f"need 0 <= successes <= trials and trials >= 1, got {successes} of {trials}"
         )
+    low, high = clopper_pearson_bounds(np.array([successes]), trials, confidence=confidence)
+    return float(low[0]), float(high[0])
+
+
+def clopper_pearson_bounds(
+    successes: NDArray[np.int64], trials: int, *, confidence: float = 0.95
+) -> tuple[Floats, Floats]:
+    """Both ends of ``clopper_pearson`` for many counts, each (m,), of the same number of trials."""
     tail = (1 - confidence) / 2
-    low = stats.beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
-    high = (
-        stats.beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
-    )
-    return float(low), float(high)
+    low, high = np.zeros(len(successes)), np.ones(len(successes))
+    some, not_all = successes > 0, successes < trials
+    low[some] = stats.beta.ppf(tail, successes[some], trials - successes[some] + 1)
+    high[not_all] = stats.beta.ppf(1 - tail, successes[not_all] + 1, trials - successes[not_all])
+    return low, high
 
 
 def _resampled_weights(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from fastapi import APIRouter, Depends, Query
 
+from api.archive import ServedModel
 from api.deps import RequestId, ServiceDep, requires
 from api.origin import own_origin
 from api.problems import Problem
@@ -21,7 +22,7 @@ from api.schemas import (
 )
 from openset.calibration import DEFAULT_CONFIDENCE, DEFAULT_FPR, smallest_attainable_fpr
 from openset.labels import NEGATIVE, is_known
-from openset.metrics import ccr_at_tau, clopper_pearson
+from openset.metrics import clopper_pearson_bounds, count_at_least
 
 router = APIRouter(tags=["calibrate"])
 may_calibrate = Depends(requires("calibrate"))
@@ -164,27 +165,25 @@ async def calibration_curve(
     path = await service.serving_path()
     score_type = score or service.model.card.default_score
     service.choose(path, 0.5, score_type, 0.5)  # refuses an uncalibrated path and an unknown score
-    score_set = service.model.score_sets[path]
-    negatives = service.model.sorted_negatives(path, score_type)
-    scores = score_set.of_type(score_type)
-    has_knowns = bool(is_known(score_set.labels).any())
-    grid = np.unique(
-        np.quantile(scores[score_set.labels >= NEGATIVE], np.linspace(0, 1, points)).astype(
-            np.float32
-        )
-    )
-    curve = []
-    for tau in grid:
-        accepted = len(negatives) - int(np.searchsorted(negatives, tau, side="left"))
-        low, high = clopper_pearson(accepted, len(negatives))
-        ccr = (
-            ccr_at_tau(scores, score_set.predictions, score_set.labels, tau=tau)
-            if has_knowns
-            else None
-        )
-        curve.append(
-            CurvePoint(
-                tau=float(tau), fpr=accepted / len(negatives), fpr_low=low, fpr_high=high, ccr=ccr
-            )
-        )
+    curve = await asyncio.to_thread(_curve, service.model, path, score_type, points)
     return CurveAnswer(path=path, score_type=score_type, points=curve)
+
+
+def _curve(model: ServedModel, path: str, score_type: str, points: int) -> list[CurvePoint]:
+    """About ``points`` thresholds at equal shares of the calibration scores, duplicates left out."""
+    score_set = model.score_sets[path]
+    scores, labels = score_set.of_type(score_type), score_set.labels
+    shares = np.linspace(0, 1, points)
+    tau = np.unique(np.quantile(scores[labels >= NEGATIVE], shares).astype(np.float32))
+    negatives = model.sorted_negatives(path, score_type)
+    accepted = count_at_least(negatives, tau)
+    low, high = clopper_pearson_bounds(accepted, len(negatives))
+    known = is_known(labels)
+    correct = known & (score_set.predictions == labels)
+    labelled = count_at_least(np.sort(scores[correct]), tau)
+    ccr = (labelled / known.sum()).tolist() if known.any() else [None] * len(tau)
+    columns = zip(tau.tolist(), accepted, low.tolist(), high.tolist(), ccr, strict=True)
+    return [
+        CurvePoint(tau=at, fpr=int(k) / len(negatives), fpr_low=lower, fpr_high=upper, ccr=share)
+        for at, k, lower, upper, share in columns
+    ]

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from api.current import Coalesced
 from api.store import Store
 from openset.calibration import OperatingPoint
+from openset.metrics import ccr_at_tau, clopper_pearson
 from tests.factories import image_bytes
 from tests.stub_torchserve import StubTorchServe
 
@@ -187,11 +189,25 @@ async def test_unchanged_store_is_not_read_again_and_a_changed_one_is(
     other.close()
 
 
-async def test_curve_falls_with_tau_and_carries_its_band(gateway: httpx.AsyncClient) -> None:
-    points = (await gateway.get("/calibration/curve?points=20")).json()["points"]
-    rates = [point["fpr"] for point in points]
-    assert rates == sorted(rates, reverse=True)
-    assert all(point["fpr_low"] <= point["fpr"] <= point["fpr_high"] for point in points)
+async def test_curve_has_the_rates_and_the_band_of_the_calibration_scores(
+    gateway: httpx.AsyncClient,
+) -> None:
+    curve = (await gateway.get("/calibration/curve?points=20")).json()
+    model = gateway.app.state.service.model  # type: ignore[attr-defined]
+    score_set = model.score_sets[curve["path"]]
+    scores = score_set.of_type(curve["score_type"])
+    negatives = score_set.negative_scores(curve["score_type"])
+    assert len(curve["points"]) > 10
+    for point in curve["points"]:
+        accepted = int((negatives >= np.float32(point["tau"])).sum())
+        assert point["fpr"] == accepted / len(negatives)
+        band = clopper_pearson(accepted, len(negatives))
+        assert (point["fpr_low"], point["fpr_high"]) == pytest.approx(band)
+        assert point["ccr"] == pytest.approx(
+            ccr_at_tau(
+                scores, score_set.predictions, score_set.labels, tau=np.float32(point["tau"])
+            )
+        )
 
 
 async def test_keys_and_scopes(start_gateway: Any) -> None:
