@@ -102,6 +102,7 @@ class Trainer:
         network, head, self.criterion = config.build_model(len(data.class_ids))
         self.model = nn.ModuleDict({"network": network, "head": head}).to(self.device)
         self.interrupt = DeferredInterrupt()
+        self.label = ""  # of the log's lines, where several runs write them
         if config.initial_weights is not None and not (folder / LAST).is_file():
             self._start_from(Run(config.initial_weights))
         if share.count > 1 and self.device.type == "cuda":
@@ -424,8 +425,8 @@ class Trainer:
         write_atomically(self.folder / HISTORY, json.dumps(progress.history, indent=2) + "\n")
         self.save()
         logger.info(
-            "epoch %d/%d: train loss %.4f, margin-free validation loss %.4f, accuracy %.4f, confidence %.4f%s",
-            row["epoch"], self.config.epochs, row["train_loss"], row["validation_loss_without_margin"],
+            "%sepoch %d/%d: train loss %.4f, margin-free validation loss %.4f, accuracy %.4f, confidence %.4f%s",
+            self.label, row["epoch"], self.config.epochs, row["train_loss"], row["validation_loss_without_margin"],
             row["validation_accuracy"], row["confidence"], " (best)" if is_best else "",
         )  # fmt: skip
 

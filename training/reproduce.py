@@ -41,7 +41,7 @@ from training.protocols import PROTOCOLS
 from training.report import build_report
 from training.runs import PRESETS, Run, TrainConfig, write_atomically
 from training.scoring import score_split
-from training.stacked import can_share, train_stack
+from training.stacked import ask_for_queues, can_share, train_stack
 from training.train import parse_option, train
 
 logger = logging.getLogger(__name__)
@@ -327,6 +327,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 also where the budget ended it, 1 on an error or a diverged cell."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    ask_for_queues()
     options = dict(arguments.option)
     for key in ("image_size", "precision"):
         if getattr(arguments, key) is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -37,6 +38,11 @@ logger = logging.getLogger(__name__)
 
 # Steps that are taken before one is recorded: they choose kernels and make the optimizer's state.
 _WARM_UP = 3
+
+
+def ask_for_queues() -> None:
+    """Let 32 streams run apart, not 8; CUDA reads this when it starts in the process, so it must be said before."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
 def can_share(*configs: TrainConfig) -> bool:
@@ -77,6 +83,7 @@ class StackedTrainer(Trainer):
         self, config: TrainConfig, data: ProtocolData, folder: Path, *, graphs: bool = True
     ) -> None:
         super().__init__(config, data, folder, show_progress=False)
+        self.label = f"{config.name}, "
         part, device = self.training_part, self.device
         assert isinstance(part.images, Tensor)
         self.images = part.images
