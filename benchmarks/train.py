@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.training import losses, metrics, photographs, toy
 from benchmarks.training.rows import Row, content, markdown, say
+from training.stacked import ask_for_queues
 
 PARTS = ("toy", "losses", "metrics", "photographs")
 
@@ -38,7 +39,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Row]:
     if "toy" in arguments.only:
         images, repeats = (640, 1) if quick else (6400, 5)
         add(toy.measure(folder, data=arguments.emnist, images=images, repeats=repeats))
-        add([toy.grid_row()])
+        if on_gpu:
+            add(toy.measure_grid(folder, data=arguments.emnist, images=images, repeats=repeats))
+        else:
+            add([toy.missing_grid()])
     if "losses" in arguments.only:
         repeats = 1 if quick else 9
         add(losses.measure("cpu", compiled=False, repeats=repeats, aim=2.0))
@@ -86,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args(argv)
+    ask_for_queues()
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine offers no CUDA device to torch")

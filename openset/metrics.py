@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -260,6 +261,27 @@ def bootstrap_ccr_at_fpr(
     Returns:
         (low, high), or None where too many replicates do not reach the FPR.
     """
+    return bootstrap_ccr_at_fprs(
+        scores, predictions, labels, groups, against=against, max_fprs=[max_fpr], rule=rule,
+        clustered=clustered, repeats=repeats, confidence=confidence, seed=seed,
+    )[max_fpr]  # fmt: skip
+
+
+def bootstrap_ccr_at_fprs(
+    scores: ArrayLike,
+    predictions: ArrayLike,
+    labels: ArrayLike,
+    groups: ArrayLike,
+    *,
+    against: int,
+    max_fprs: Sequence[float],
+    rule: str = "inclusive",
+    clustered: bool = False,
+    repeats: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[float, tuple[float, float] | None]:
+    """``bootstrap_ccr_at_fpr`` of several targets, all on the same replicates; the same intervals, by target."""
     scores_array, labels_array = _checked(scores, labels)
     group_array = np.asarray(groups)
     random = np.random.default_rng(seed)
@@ -272,21 +294,27 @@ def bootstrap_ccr_at_fpr(
     known, known_groups = ordered(is_known(labels_array))
     foreign, foreign_groups = ordered(labels_array == against)
     if not len(known) or not len(foreign):
-        return None
+        return dict.fromkeys(max_fprs)
     correct = (np.asarray(predictions) == labels_array)[known]
     thresholds, first = np.unique(scores_array[foreign], return_index=True)
     start = np.searchsorted(scores_array[known], thresholds, side="left")
-    values = []
+    values: dict[float, list[float]] = {max_fpr: [] for max_fpr in max_fprs}
     for _ in range(repeats):
         weights = _resampled_weights(foreign_groups, clustered, random)
         counts = np.add.reduceat(weights, first)
         accepted = counts[::-1].cumsum()[::-1]
-        reached = (accepted <= allowed_count(max_fpr, int(weights.sum()), rule)) & (counts > 0)
         known_weights = _resampled_weights(known_groups, clustered, random)
-        if reached.any():
-            lowest = int(start[int(np.argmax(reached))])
-            values.append((known_weights * correct)[lowest:].sum() / known_weights.sum())
-    if len(values) < (1 - _MAX_UNREACHED_SHARE) * repeats:
-        return None
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+        hits, known_count = known_weights * correct, known_weights.sum()
+        foreign_count = int(weights.sum())
+        for max_fpr, found in values.items():
+            reached = (accepted <= allowed_count(max_fpr, foreign_count, rule)) & (counts > 0)
+            if reached.any():
+                lowest = int(start[int(np.argmax(reached))])
+                found.append(hits[lowest:].sum() / known_count)
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    intervals: dict[float, tuple[float, float] | None] = dict.fromkeys(max_fprs)
+    for max_fpr, found in values.items():
+        if len(found) >= (1 - _MAX_UNREACHED_SHARE) * repeats:
+            low, high = np.quantile(found, tails)
+            intervals[max_fpr] = float(low), float(high)
+    return intervals

@@ -38,6 +38,17 @@ ALONE = Share()
 CPU = torch.device("cpu")
 
 
+def epoch_order(
+    split: Split, *, seed: int, epoch: int, include_negatives: bool = True
+) -> NDArray[np.int64]:
+    """Indices of an epoch's samples in the order they are shown, (n,); arguments as of ``training_loader``."""
+    candidates = (
+        np.arange(len(split)) if include_negatives else np.flatnonzero(is_known(split.labels))
+    )
+    order: NDArray[np.int64] = np.random.default_rng([seed, epoch]).permutation(candidates)
+    return order
+
+
 def training_loader(
     split: Split,
     *,
@@ -73,10 +84,7 @@ def training_loader(
     Yields:
         Images of this process, uint8 (m, channels, H, W), and labels of the whole batch, (n,) int64.
     """
-    candidates = (
-        np.arange(len(split)) if include_negatives else np.flatnonzero(is_known(split.labels))
-    )
-    order = np.random.default_rng([seed, epoch]).permutation(candidates)
+    order = epoch_order(split, seed=seed, epoch=epoch, include_negatives=include_negatives)
     starts = range(skip_batches * batch_size, len(order), batch_size)
     chunks = [order[start : start + batch_size] for start in starts]
     labels = torch.from_numpy(split.labels).to(device)

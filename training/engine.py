@@ -27,6 +27,7 @@ from training.data import ProtocolData, Split, on_device, split_validation
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
 from training.optimization import AveragedWeights, build_optimizer, learning_rate_factor
+from training.precision import fast_convolutions
 from training.runs import (
     BEST,
     CONFIG,
@@ -101,6 +102,7 @@ class Trainer:
         network, head, self.criterion = config.build_model(len(data.class_ids))
         self.model = nn.ModuleDict({"network": network, "head": head}).to(self.device)
         self.interrupt = DeferredInterrupt()
+        self.label = ""  # of the log's lines, where several runs write them
         if config.initial_weights is not None and not (folder / LAST).is_file():
             self._start_from(Run(config.initial_weights))
         if share.count > 1 and self.device.type == "cuda":
@@ -205,6 +207,24 @@ class Trainer:
                 f"cannot write {target} ({error}); earlier checkpoints are intact, free space and rerun"
             ) from error
 
+    def open_folder(self) -> None:
+        """Create the run's folder, or continue the run that lies there.
+
+        Raises:
+            ValueError: the folder holds another run, or a checkpoint that does not fit.
+        """
+        if self.is_writer:
+            prepare_folder(self.folder, self.config)
+        if not self.resume():
+            return
+        if self.is_writer:
+            # More epochs, or data that moved.
+            write_atomically(self.folder / CONFIG, self.config.to_json())
+        logger.info(
+            "continuing %s at epoch %d, step %d",
+            self.folder, self.progress.epoch + 1, self.progress.step,
+        )  # fmt: skip
+
     def resume(self) -> bool:
         """Continue from ``last.pt`` if it is there; True if so. Several processes all get the first one's state.
 
@@ -264,7 +284,8 @@ class Trainer:
         folder = self.folder / "tensorboard" if self.is_writer else None
         with (
             self.interrupt,
-            _writer(folder, self.progress.epoch * self.steps_per_epoch) as writer,
+            summary_writer(folder, self.progress.epoch * self.steps_per_epoch) as writer,
+            fast_convolutions(self.device),
         ):
             while self.progress.epoch < config.epochs:
                 self._train_epoch(writer)
@@ -292,11 +313,7 @@ class Trainer:
 
     def _train_epoch(self, writer: SummaryWriter | None) -> None:
         progress = self.progress
-        self.model.train()
-        self.criterion.train()
-        if hasattr(self.criterion, "set_epoch"):
-            self.criterion.set_epoch(progress.epoch)
-        loss_sum = torch.full((), progress.loss_sum, dtype=torch.float64, device=self.device)
+        loss_sum = self._start_epoch()
         saved_at = time.monotonic()
         bar = tqdm(
             total=self.steps_per_epoch,
@@ -318,13 +335,8 @@ class Trainer:
                     or progress.step % LOG_EVERY == 0
                     or progress.step == self.steps_per_epoch
                 ):
-                    progress.loss_sum = float(loss_sum)  # the only synchronisation with the device
-                    self._check_finite(progress.loss_sum)
-                    mean = progress.loss_sum / progress.sample_count
+                    mean = self._read_loss(loss_sum, writer)
                     bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-                    if writer is not None:
-                        step = progress.epoch * self.steps_per_epoch + progress.step
-                        writer.add_scalar("train/loss", mean, step)
                     if self.share.count > 1:
                         must_stop = parallel.is_set_anywhere(
                             self.interrupt.requested, self.device, self.share
@@ -338,7 +350,34 @@ class Trainer:
         progress.loss_sum = float(loss_sum)
         self._check_finite(progress.loss_sum)
 
+    def _start_epoch(self) -> Tensor:
+        """Make ready for steps of the present epoch; the sum of its losses so far, on the device."""
+        self.model.train()
+        self.criterion.train()
+        if hasattr(self.criterion, "set_epoch"):
+            self.criterion.set_epoch(self.progress.epoch)
+        return torch.full((), self.progress.loss_sum, dtype=torch.float64, device=self.device)
+
+    def _read_loss(self, loss_sum: Tensor, writer: SummaryWriter | None) -> float:
+        """The mean loss so far; the only synchronisation with the device."""
+        progress = self.progress
+        progress.loss_sum = float(loss_sum)
+        self._check_finite(progress.loss_sum)
+        mean = progress.loss_sum / progress.sample_count
+        if writer is not None:
+            step = progress.epoch * self.steps_per_epoch + progress.step
+            writer.add_scalar("train/loss", mean, step)
+        return mean
+
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        loss = self._update(images, labels)
+        self.schedule.step()
+        if self.averaged is not None:
+            self.averaged.update()
+        return loss
+
+    def _update(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The step's work on the device alone: it could be recorded and replayed."""
         preset = self.config.training
         loss: Tensor = self.loss_of(images.to(self.device, non_blocking=True), labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -346,9 +385,6 @@ class Trainer:
         if preset.max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), preset.max_gradient_norm)
         self.optimizer.step()
-        self.schedule.step()
-        if self.averaged is not None:
-            self.averaged.update()
         return loss
 
     def _check_finite(self, loss_sum: float) -> None:
@@ -389,8 +425,8 @@ class Trainer:
         write_atomically(self.folder / HISTORY, json.dumps(progress.history, indent=2) + "\n")
         self.save()
         logger.info(
-            "epoch %d/%d: train loss %.4f, margin-free validation loss %.4f, accuracy %.4f, confidence %.4f%s",
-            row["epoch"], self.config.epochs, row["train_loss"], row["validation_loss_without_margin"],
+            "%sepoch %d/%d: train loss %.4f, margin-free validation loss %.4f, accuracy %.4f, confidence %.4f%s",
+            self.label, row["epoch"], self.config.epochs, row["train_loss"], row["validation_loss_without_margin"],
             row["validation_accuracy"], row["confidence"], " (best)" if is_best else "",
         )  # fmt: skip
 
@@ -408,7 +444,7 @@ def _fingerprint(split: Split) -> str:
     for values in (split.sample_ids, split.groups):
         digest.update("\n".join(values.tolist()).encode())
     if isinstance(split.images, Tensor):
-        digest.update(split.images[:: max(1, len(split) // 1000)].numpy().tobytes())
+        digest.update(split.images[:: max(1, len(split) // 1000)].cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -449,7 +485,8 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
 
 
 @contextmanager
-def _writer(folder: Path | None, purge_step: int) -> Iterator[SummaryWriter | None]:
+def summary_writer(folder: Path | None, purge_step: int) -> Iterator[SummaryWriter | None]:
+    """TensorBoard's files; what they hold from ``purge_step`` on is done again. None for processes that do not write."""
     if folder is None:
         yield None
         return

@@ -81,21 +81,24 @@ def _against(scored: Scored, name: str, label: int, rule: str, repeats: int) -> 
     # With every prediction taken as right, the CCR is the share of knowns that are accepted: 1 - false-negative rate.
     acceptance = metrics.oscr_curve(scores, scored.labels, scored.labels, against=label)
     known_count = int(is_known(scored.labels).sum())
+    values = {
+        target: metrics.ccr_at_fpr(curve, max_fpr=target, rule=rule) for target in FPR_TARGETS
+    }
+    reached = [target for target, value in values.items() if value is not None]
+    by_image, by_class = (
+        metrics.bootstrap_ccr_at_fprs(
+            scores, scored.predictions, scored.labels, scored.groups,
+            against=label, max_fprs=reached, rule=rule, clustered=clustered, repeats=repeats,
+        )
+        for clustered in (False, True)
+    )  # fmt: skip
     ccr = {}
-    for target in FPR_TARGETS:
-        value = metrics.ccr_at_fpr(curve, max_fpr=target, rule=rule)
+    for target, value in values.items():
         accepted = metrics.ccr_at_fpr(acceptance, max_fpr=target, rule=rule)
-        intervals = [
-            None if value is None else metrics.bootstrap_ccr_at_fpr(
-                scores, scored.predictions, scored.labels, scored.groups,
-                against=label, max_fpr=target, rule=rule, clustered=clustered, repeats=repeats,
-            )
-            for clustered in (False, True)
-        ]  # fmt: skip
         ccr[f"{target:g}"] = {
             "value": value,
-            "interval": intervals[0],
-            "interval_clustered": intervals[1],
+            "interval": by_image.get(target),
+            "interval_clustered": by_class.get(target),
             # At this very threshold; the bootstraps also cover the choice of the threshold.
             "interval_binomial": None
             if value is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -40,11 +41,13 @@ from training.protocols import PROTOCOLS
 from training.report import build_report
 from training.runs import PRESETS, Run, TrainConfig, write_atomically
 from training.scoring import score_split
+from training.stacked import ask_for_queues, can_share, train_stack
 from training.train import parse_option, train
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_SCORES = "validation.npz"
+_STACK = 8
 _VALIDATION_REPEATS = 100
 
 
@@ -68,9 +71,11 @@ def reproduce(
     workers: int = 0,
     again: bool = False,
     budget_minutes: float | None = None,
+    stack: int | None = None,
+    graphs: bool = True,
     show_progress: bool = True,
 ) -> Outcome:
-    """Work through the cells, in order; finished ones are taken as they are, a half-trained one is continued.
+    """Work through the cells, in order; finished ones are taken as they are, half-trained ones are continued.
 
     Args:
         cells: from ``training.grid.plan``.
@@ -81,36 +86,74 @@ def reproduce(
         workers: data loading processes.
         again: evaluate (and where need be train) also what already has its rows.
         budget_minutes: stop after this time; what was trained is kept.
+        stack: train up to so many cells side by side where ``training.stacked`` can; 1 trains each alone. None: 8 with
+            CUDA, else 1.
+        graphs: replay the steps of stacked cells as CUDA graphs.
         show_progress: draw bars.
     """
     outcome = Outcome(left=[cell.name for cell in cells])
     if not cells:
         return outcome
+    if stack is not None and stack < 1:
+        raise ValueError(f"stack must be at least 1, got {stack}")
     file = results_file(cells[0].protocol, results)
+    configs = {cell.name: cell.config(data=data, device=device, workers=workers) for cell in cells}
+    first = configs[cells[0].name]
+    if stack is None:
+        stack = _STACK if first.device.startswith("cuda") else 1
     # The data are the same for all cells but for the digits, which change no class.
-    classes = class_counts(cells[0].config(data=data, device=device))
+    classes = class_counts(first)
+    columns = {cell.name: cell_columns(cell, classes) for cell in cells}
+    places = {
+        cell.name: f"cell {number} of {len(cells)}, {cell.name}"
+        for number, cell in enumerate(cells, 1)
+    }
+
+    def found(name: str, recorded: set[str]) -> bool:
+        """Whether a cell has its rows; those of a finished run are taken over."""
+        if again:
+            return False
+        if cell_key(columns[name]) in recorded:
+            return True
+        stored = stored_rows(runs / name)
+        if stored:
+            merge_rows(file, stored)
+        return bool(stored)
+
     budget = _Budget(budget_minutes)
     try:
         with budget:
-            for number, cell in enumerate(cells, 1):
-                place = f"cell {number} of {len(cells)}, {cell.name}"
-                columns = cell_columns(cell, classes)
+            while outcome.left:
+                name = outcome.left[0]
                 recorded = {cell_key(row) for row in read_rows(file)}
-                if cell_key(columns) in recorded and not again:
-                    outcome.found.append(cell.name)
-                elif not again and (stored := stored_rows(runs / cell.name)):
-                    merge_rows(file, stored)
-                    outcome.found.append(cell.name)
-                else:
-                    logger.info("%s: training", place)
-                    config = cell.config(data=data, device=device, workers=workers)
-                    run = _finish(config, columns, runs, show_progress)
+                if found(name, recorded):
+                    outcome.found.append(outcome.left.pop(0))
+                    continue
+                together = stack if can_share(configs[name]) else 1
+                alike = (
+                    other
+                    for other in outcome.left[1:]
+                    if can_share(configs[name], configs[other]) and not found(other, recorded)
+                )
+                group = [name, *itertools.islice(alike, together - 1)]
+                for member in group:
+                    logger.info("%s: training", places[member])
+                diverged: dict[str, Exception] | None = None
+                if together > 1:
+                    diverged = train_stack(
+                        [configs[member] for member in group],
+                        runs=runs,
+                        graphs=graphs,
+                        show_progress=show_progress,
+                    )
+                for member in group:
+                    run = _finish(configs[member], columns[member], runs, show_progress, diverged)
                     rows = stored_rows(run.folder)
                     merge_rows(file, rows)
                     broken = any("diverged" in row for row in rows)
-                    (outcome.diverged if broken else outcome.trained).append(cell.name)
-                    logger.info("%s: %s", place, _summary(rows))
-                outcome.left.remove(cell.name)
+                    (outcome.diverged if broken else outcome.trained).append(member)
+                    outcome.left.remove(member)
+                    logger.info("%s: %s", places[member], _summary(rows))
     except KeyboardInterrupt:
         if not budget.is_spent:
             raise
@@ -118,12 +161,26 @@ def reproduce(
     return outcome
 
 
-def _finish(config: TrainConfig, columns: Row, runs: Path, show_progress: bool) -> Run:
-    """Train and evaluate one cell and write its ``cell.json`` last: where it is, the cell is finished."""
+def _finish(
+    config: TrainConfig,
+    columns: Row,
+    runs: Path,
+    show_progress: bool,
+    diverged: dict[str, Exception] | None,
+) -> Run:
+    """Train and evaluate one cell and write its ``cell.json`` last: where it is, the cell is finished.
+
+    ``diverged`` is what became of a stack, by name; None where the cell is still to be trained, alone.
+    """
     folder = runs / config.name
     record: dict[str, Any] = {"columns": columns}
     try:
-        run = train(config, runs=runs, show_progress=show_progress)
+        if diverged is None:
+            run = train(config, runs=runs, show_progress=show_progress)
+        elif config.name in diverged:
+            raise diverged[config.name]
+        else:
+            run = Run(folder)
         evaluate(run, device=config.device, show_progress=show_progress)
         record["validation"] = _validation_report(run, config.device, show_progress)
     except TrainingDiverged as error:
@@ -247,6 +304,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="any option of make train; the thesis preset has as_published=true unless told otherwise",
     )  # fmt: skip
     parser.add_argument("--budget-minutes", type=float, help="stop after this time, keep all")
+    parser.add_argument(
+        "--stack",
+        type=int,
+        help="cells that are trained side by side; default: 8 with CUDA, else 1",
+    )
+    parser.add_argument(
+        "--no-graphs", action="store_true", help="stacked cells without CUDA graphs"
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--precision", choices=PRECISION_CHOICES)
     parser.add_argument("--workers", type=int, default=0, help="data loading processes")
@@ -262,6 +327,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 also where the budget ended it, 1 on an error or a diverged cell."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    ask_for_queues()
     options = dict(arguments.option)
     for key in ("image_size", "precision"):
         if getattr(arguments, key) is not None:
@@ -288,6 +354,8 @@ def main(argv: list[str] | None = None) -> int:
             workers=arguments.workers,
             again=arguments.again,
             budget_minutes=arguments.budget_minutes,
+            stack=arguments.stack,
+            graphs=not arguments.no_graphs,
             show_progress=not arguments.quiet,
         )
         grid_report.write(arguments.protocol, runs=arguments.runs, results=arguments.results)

@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from training.data import MissingClasses, ProtocolData
-from training.engine import Trainer, TrainingDiverged, prepare_folder
+from training.engine import Trainer, TrainingDiverged
 from training.losses import LOSSES
 from training.parallel import is_writer, process_group
 from training.precision import PRECISION_CHOICES
 from training.protocols import PROTOCOLS
 from training.recommendations import RECOMMENDED, recommendation
 from training.runs import (
-    CONFIG,
     IMAGE_CACHE,
     PRESETS,
     RUNS,
     Run,
     TrainConfig,
     make_config,
-    write_atomically,
 )
 
 logger = logging.getLogger(__name__)
@@ -64,16 +62,7 @@ def train(
         trainer = Trainer(
             config, data, folder, show_progress=show_progress, device=device, share=share
         )
-        if trainer.is_writer:
-            prepare_folder(folder, config)
-        if trainer.resume():
-            progress = trainer.progress
-            if trainer.is_writer:
-                # More epochs, or data that moved.
-                write_atomically(folder / CONFIG, config.to_json())
-            logger.info(
-                "continuing %s at epoch %d, step %d", folder, progress.epoch + 1, progress.step
-            )
+        trainer.open_folder()
         trainer.run()
     return Run(folder)
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from training import grid_report, reproduce
 from training.grid_rows import read_rows
 from training.losses.criterion import OpenSetCriterion
 from training.protocols import get_protocol
+from training.runs import Run
 
 # Of ten images a class eight are for training: 80 digits and 88 letters in batches of 32; softmax sees the digits alone.
 STEPS = {"cos_eos": 6, "softmax": 3}
@@ -115,6 +118,50 @@ def test_grid_is_interrupted_resumed_gathered_and_reported_again(
     assert counter.steps == done
     assert len(read_rows(file)) == 2 * len(rows)
     assert "| `cos_eos` | 2 |" in report.read_text()
+
+
+def test_stacked_cells_stop_and_go_on_together_and_get_the_rows_of_single_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(grid_report.grid_figures, "draw_all", lambda *_: {})
+    torch.set_num_threads(1)
+    counter = StepCounter(monkeypatch)
+    characters(tmp_path / "data")
+
+    # The budget's clock rings in the first round of steps, Ctrl-C comes in the third, softmax' last.
+    counter.signals = {1: signal.SIGALRM, 5: signal.SIGINT}
+    assert command(tmp_path, "--stack", "2", "--budget-minutes", "60") == 0
+    assert "0 trained, 0 were there, 0 diverged, 2 left; the same command goes on" in caplog.text
+    assert command(tmp_path, "--stack", "2") == 130
+    file = tmp_path / "results/toy.json"
+    assert read_rows(file) == []
+    steps = {
+        Run(folder).config.loss: Run(folder).load_checkpoint()["progress"]["step"]
+        for folder in (tmp_path / "runs").iterdir()
+    }
+    assert steps == {"cos_eos": 3, "softmax": 3}
+
+    assert command(tmp_path, "--stack", "2") == 0
+    assert counter.steps == sum(STEPS.values())
+    stacked = read_rows(file)
+    shutil.rmtree(tmp_path / "runs")
+    file.unlink()
+    assert command(tmp_path) == 0
+    assert {row["loss"] for row in stacked} == STEPS.keys()
+    for one, other in zip(stacked, read_rows(file), strict=True):
+        assert one | {"evaluated": None} == other | {"evaluated": None}
+
+
+def test_diverged_cells_of_a_stack_get_rows_that_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid_report.grid_figures, "draw_all", lambda *_: {})
+    characters(tmp_path / "data")
+    assert command(tmp_path, "--stack", "2", "--option", "learning_rate=1e30") == 1
+    rows = read_rows(tmp_path / "results/toy.json")
+    assert {row["loss"] for row in rows} == STEPS.keys()
+    assert all("the loss is" in row["diverged"] for row in rows)
 
 
 def photographs(root: Path, classes: dict[str, tuple[int, int]]) -> Path:

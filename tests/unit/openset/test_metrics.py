@@ -12,6 +12,7 @@ from openset.metrics import (
     accuracy,
     auroc,
     bootstrap_ccr_at_fpr,
+    bootstrap_ccr_at_fprs,
     ccr_at_fpr,
     ccr_at_tau,
     ccr_at_zero_fpr,
@@ -172,6 +173,25 @@ def test_bootstrap_is_none_where_the_rate_is_out_of_reach() -> None:
         )
         is None
     )
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_bootstrap_of_several_targets_equals_that_of_each(clustered: bool) -> None:
+    scores, predictions, labels = random_case(3)
+    groups = np.arange(len(labels)) % 7
+    arguments = {"against": UNKNOWN, "clustered": clustered, "repeats": 60}
+    targets = [1e-9, 0.3, 0.6, 1.0]
+    found = bootstrap_ccr_at_fprs(
+        scores, predictions, labels, groups, max_fprs=targets, **arguments
+    )
+    assert list(found) == targets
+    assert found[1e-9] is None
+    assert found[0.3] < found[0.6] < found[1.0]
+    for target in targets:
+        alone = bootstrap_ccr_at_fpr(
+            scores, predictions, labels, groups, max_fpr=target, **arguments
+        )
+        assert alone == found[target]
 
 
 def test_bootstrap_follows_the_strict_rule() -> None:
