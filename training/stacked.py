@@ -3,9 +3,9 @@
 A LeNet++ step is a chain of kernels too short and too small to fill a GPU, and started one by one they keep the host busy
 and the GPU waiting. Recorded once, a step costs the host one call; the chains of several models then run side by side.
 
-One network with stacked weights would need grouped convolutions, which are slower than separate ones on streams, and one
-loss for all. Here a model keeps its own modules, optimizer and number of steps: what it learns is what it would learn
-alone, on a CPU bit for bit, and one that diverges leaves the others alone.
+One network with stacked weights would need grouped convolutions and one loss for all. Here a model keeps its own modules,
+optimizer and number of steps: what it learns is what it would learn alone, on a CPU bit for bit, and one that diverges
+leaves the others alone.
 """
 
 from __future__ import annotations

@@ -204,8 +204,8 @@ def test_recorded_step_depends_on_nothing_that_the_host_changes(
 
 
 @pytest.mark.parametrize("graphs", [True, False])
-@pytest.mark.parametrize("device", ["cuda"] * torch.cuda.is_available())
-def test_runs_side_by_side_on_a_gpu_learn_what_each_learns_alone(
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
+def test_runs_side_by_side_on_each_device_learn_what_each_learns_alone(
     few: Any, tmp_path: Path, device: str, graphs: bool
 ) -> None:
     configs = [dataclasses.replace(config, device=device) for config in CONFIGS]
