@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,6 +50,10 @@ def _on_the_wire(tau: float) -> tuple[str, float]:
     """The shortest text that reads back as the same float32, and that float32 value."""
     single = np.float32(tau)
     return str(single), float(single)
+
+
+def _target(point: OperatingPoint) -> tuple[Any, ...]:
+    return point.score_type, point.tau, point.fpr, point.confidence
 
 
 class Wish(BaseModel):
@@ -230,7 +234,7 @@ class Service:
         """Make the archive's factory point row one; say so where an earlier archive's is in its place."""
         self.store.ensure_factory(point, model_sha256=self.model.sha256)
         known = self.store.factory(point.path)
-        if known is None or known.point != point:
+        if known is None or _target(known.point) != _target(point):
             logger.warning(
                 "the archive's factory point (fpr %r, score %s, tau %r) is not applied: %s has calibrations already; apply it "
                 "with POST /calibrate?fpr=%r&confidence=%r&score=%s",

@@ -325,7 +325,8 @@ class SortedScores:
         """
         _check_targets(fpr, confidence)
         threshold = _threshold(self.negatives, fpr=fpr, confidence=confidence)
-        labelled = int(metrics.count_at_least(self.correct, np.float32(threshold.tau)))
+        tau = np.array(threshold.tau, dtype=np.float32)
+        labelled = int(metrics.count_at_least(self.correct, tau))
         return OperatingPoint(
             score_type=self.score_type,
             fpr=fpr,
