@@ -316,9 +316,10 @@ def test_compiled_worker_warms_up_every_bucket_and_fills_batches_up_to_them(
     assert sizes == [1, 2, 4, 8]
     sizes.clear()
     bodies = [image_bytes(grey_image(seed)) for seed in range(5)]
-    answers, _ = ask(handler, artifact, bodies)
+    own = [{"x-openset-tau": "0", "x-openset-score": "softmax"}] * len(bodies)
+    answers, _ = ask(handler, artifact, bodies, own)
     assert sizes == [8]
-    alone = [ask(handler, artifact, [body])[0][0]["score"] for body in bodies]
+    alone = [ask(handler, artifact, [body], own)[0][0]["score"] for body in bodies]
     np.testing.assert_allclose(
         [answer["score"] for answer in answers], alone, atol=SCORE_TOLERANCE["float32"], rtol=0
     )
