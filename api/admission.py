@@ -3,18 +3,22 @@
 The model server answers in order. Whoever comes now waits for all who are in flight, at the pace of the answers; that
 pace, seconds an answer, is learnt from every answer. So the places are deadline x throughput, whatever the model, the
 hardware and the size of the images. With several gateway processes each learns its own share of the throughput.
+
+Beside the places there is a budget of bytes: it bounds the memory of uploads that are read or wait, however many they are.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from api.problems import Problem
 
-_WEIGHT = 0.1  # of the newest answer
-# The pace is an average and an upload takes time too; a place is given only where this much of the deadline suffices.
+# The median of so many answers is the pace: one slow answer, the first one say, must not close the gateway.
+_RECENT = 15
+# The pace is an estimate and an upload takes time too; a place is given only where this much of the deadline suffices.
 _SHARE_OF_DEADLINE = 0.8
 
 
@@ -22,19 +26,23 @@ class Admission:
     """Places of one gateway process.
 
     Args:
-        most: places at any pace; they bound the memory.
+        most: places at any pace; they bound the connections.
+        most_bytes: of uploads at the same time; they bound the memory.
         deadline_s: time an answer may take.
 
     Attributes:
         taken: places, one an image.
+        bytes_taken: by uploads that are read or worked on.
         at_model: images that the model server has and has not answered.
         seconds_an_answer: learnt; None before the first answer.
     """
 
-    def __init__(self, *, most: int, deadline_s: float) -> None:
-        self._most = most
+    def __init__(self, *, most: int, most_bytes: int, deadline_s: float) -> None:
+        self._most, self._most_bytes = most, most_bytes
         self._budget_s = _SHARE_OF_DEADLINE * deadline_s
+        self._paces: deque[float] = deque(maxlen=_RECENT)
         self.taken = 0
+        self.bytes_taken = 0
         self.at_model = 0
         self.seconds_an_answer: float | None = None
 
@@ -43,19 +51,28 @@ class Admission:
         return (self.taken + images) * (self.seconds_an_answer or 0.0)
 
     def check(self, images: int = 1) -> None:
-        """Refuse what would be late or has no place. An idle gateway refuses nobody: only answers teach it.
+        """Refuse what would be late or has no place. An idle gateway refuses no image: only answers teach it.
 
         Raises:
-            Problem: overloaded, with the seconds after which it is worth asking again.
+            Problem: overloaded, with the seconds after which it is worth asking again; or more images at once than even an
+                idle gateway would take.
         """
+        pace = self.seconds_an_answer or 0.0
+        fit = min(self._most, max(1, int(self._budget_s / pace + 1e-9))) if pace else self._most
+        if images > fit:
+            raise Problem(
+                "too-large",
+                f"{images} images at once cannot be answered within the deadline; send at most {fit} at a time",
+                max_images=fit,
+            )
         if self.taken + images > self._most:
             raise Problem(
                 "overloaded",
                 f"{self.taken} images are being worked on, at most {self._most} are accepted; slow down",
-                retry_after_s=max(1, math.ceil(images * (self.seconds_an_answer or 0.0))),
+                retry_after_s=max(1, math.ceil(images * pace)),
             )
         late_s = self.expected_s(images) - self._budget_s
-        if late_s > 0 and (self.taken or images > 1):
+        if late_s > 0 and self.taken:
             raise Problem(
                 "overloaded",
                 f"the answer would take {self.expected_s(images):.1f} s, more than is allowed; slow down",
@@ -77,6 +94,29 @@ class Admission:
             self.taken -= images
 
     @contextmanager
+    def upload(self, size: int) -> Iterator[None]:
+        """Take bytes of the memory until the end of the block.
+
+        Args:
+            size: of the body, or as much as it may have where it does not say.
+
+        Raises:
+            Problem: overloaded.
+        """
+        if self.bytes_taken + size > self._most_bytes:
+            raise Problem(
+                "overloaded",
+                f"uploads of {self.bytes_taken} bytes are being worked on, at most {self._most_bytes} are accepted; "
+                "slow down",
+                retry_after_s=1,
+            )
+        self.bytes_taken += size
+        try:
+            yield
+        finally:
+            self.bytes_taken -= size
+
+    @contextmanager
     def asking(self) -> Iterator[int]:
         """Around one question to the model server; gives its position among those that wait there."""
         self.at_model += 1
@@ -87,6 +127,5 @@ class Admission:
 
     def learn(self, position: int, seconds: float) -> None:
         """Take in an answer (or its absence): ``position`` images were answered in this time."""
-        pace = seconds / position
-        known = self.seconds_an_answer
-        self.seconds_an_answer = pace if known is None else known + _WEIGHT * (pace - known)
+        self._paces.append(seconds / position)
+        self.seconds_an_answer = sorted(self._paces)[(len(self._paces) - 1) // 2]

@@ -34,8 +34,9 @@ def create_app(settings: Settings) -> FastAPI:
         store = Store(settings.database_url, timeout_s=settings.store_timeout_s)
         await asyncio.to_thread(store.create_tables)
         backend = Backend(settings)
-        app.state.service = Service(settings, model, store, backend, metrics)
+        service = app.state.service = Service(settings, model, store, backend, metrics)
         yield
+        service.close()
         await backend.close()
         store.close()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from openset.calibration import OperatingPoint, ScoreSet, load_score_sets, operating_point
+from openset.calibration import OperatingPoint, ScoreSet, SortedScores, load_score_sets
 from openset.model_card import ModelCard
 
 _CACHED_POINTS = 256
@@ -30,7 +30,7 @@ class ServedModel:
     card: ModelCard
     sha256: str
     score_sets: dict[str, ScoreSet]
-    _sorted: dict[tuple[str, str], NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    _sorted: dict[tuple[str, str], SortedScores] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operating_point", lru_cache(_CACHED_POINTS)(self.operating_point))
@@ -39,15 +39,16 @@ class ServedModel:
         self, path: str, score_type: str, fpr: float, confidence: float
     ) -> OperatingPoint:
         """Choose tau for a path; see ``openset.calibration.operating_point``."""
-        return operating_point(
-            self.score_sets[path], score_type=score_type, fpr=fpr, confidence=confidence
-        )
+        return self._scores(path, score_type).operating_point(fpr=fpr, confidence=confidence)
 
     def sorted_negatives(self, path: str, score_type: str) -> NDArray[np.float32]:
         """Calibration negatives' scores, ascending, (n,)."""
+        return self._scores(path, score_type).negatives
+
+    def _scores(self, path: str, score_type: str) -> SortedScores:
         key = (path, score_type)
         if key not in self._sorted:
-            self._sorted[key] = np.sort(self.score_sets[path].negative_scores(score_type))
+            self._sorted[key] = SortedScores.of(self.score_sets[path], score_type)
         return self._sorted[key]
 
 

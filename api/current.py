@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -78,3 +78,33 @@ class Unchanged(Generic[T]):
         value = await self._read.get()
         self._known = (version, value)
         return value
+
+
+class SingleFlight(Generic[T]):
+    """Asks one question at a time; whoever wants the answer while it is under way shares it, also where it is an error.
+
+    Args:
+        ask: the question.
+    """
+
+    def __init__(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._ask = ask
+        self._running: asyncio.Task[T] | None = None
+
+    async def get(self) -> T:
+        """The answer; a client that leaves takes it from nobody else."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._ask())
+            self._running.add_done_callback(_looked_at)
+        return await asyncio.shield(self._running)
+
+    def cancel(self) -> None:
+        """Give the question up."""
+        if self._running is not None:
+            self._running.cancel()
+
+
+def _looked_at(task: asyncio.Task[Any]) -> None:
+    """Those who asked may all have left; an error that nobody fetched would be logged as a fault of ours."""
+    if not task.cancelled():
+        task.exception()

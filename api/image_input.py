@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import PIL
 from fastapi import Request
-from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -18,9 +14,19 @@ from starlette.requests import ClientDisconnect
 
 from api.problems import Problem
 from api.settings import Settings
+from openset.image_headers import UnreadableImage, read_header
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-_MAX_SIDE = 30_000
+
+def declared_size(request: Request) -> int | None:
+    """Content-Length in bytes; None where it is missing or no number. Chunked bodies have none."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isdecimal() and len(text) < 20 else None
+
+
+def size_to_expect(request: Request, limit: int) -> int:
+    """Bytes that the body may bring, at most ``limit``: reading stops there."""
+    declared = declared_size(request)
+    return limit if declared is None else min(declared, limit)
 
 
 async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
@@ -31,9 +37,9 @@ async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
     """
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Problem("unsupported-type", "send the image without Content-Encoding")
-    declared = request.headers.get("content-length", "")
+    declared = declared_size(request)
     too_large = Problem("too-large", f"at most {limit} bytes are accepted", max_bytes=limit)
-    if declared.isdecimal() and int(declared) > limit:
+    if declared is not None and declared > limit:
         raise too_large
     chunks: list[bytes] = []
     size = 0
@@ -111,27 +117,7 @@ def check_header(image: bytes, max_pixels: int) -> None:
     Raises:
         Problem: empty, another format, broken header or too many pixels.
     """
-    if not image:
-        raise Problem("unreadable-image", "expected an image, got an empty body")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-                width, height = opened.size
-    except PIL.UnidentifiedImageError as error:
-        raise Problem(
-            "unreadable-image",
-            f"expected an image of type {', '.join(FORMATS)}, got something else",
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise Problem(
-            "unreadable-image",
-            f"the image declares too many pixels, at most {max_pixels} are accepted",
-        ) from error
-    except Exception as error:  # a decoder may raise anything on hostile bytes
-        raise Problem("unreadable-image", "the image header is broken") from error
-    if width * height > max_pixels or max(width, height) > _MAX_SIDE or not width * height:
-        raise Problem(
-            "unreadable-image",
-            f"the image is {width}x{height}; at most {max_pixels} pixels and {_MAX_SIDE} a side are accepted",
-        )
+        read_header(image, max_pixels=max_pixels)
+    except UnreadableImage as error:
+        raise Problem("unreadable-image", str(error)) from error

@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.backend import ClassAngle, ClassScore, ImageFacts, ModelIdentity
 from api.store import Calibration
-from openset.calibration import OperatingPoint
+from openset.calibration import NEAREST_TO_BOUNDARY, OperatingPoint
+
+# Targets and confidences that are accepted; see openset.calibration.
+LOWEST, HIGHEST = NEAREST_TO_BOUNDARY, 1 - NEAREST_TO_BOUNDARY
 
 COVERAGE = (
     "The bound holds for new images of the calibration negatives' population; "
@@ -100,6 +103,11 @@ class OperatingPointAnswer(Closed):
     def of_row(cls, calibration: Calibration) -> OperatingPointAnswer:
         """From a row of the store."""
         return cls.of(calibration.point, calibration_id=calibration.id, source=calibration.source)
+
+    @classmethod
+    def of_latest(cls, calibration: Calibration | None) -> OperatingPointAnswer | None:
+        """From the newest row of a path, where there is one."""
+        return None if calibration is None else cls.of_row(calibration)
 
 
 class CalibrateAnswer(Closed):

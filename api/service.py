@@ -8,20 +8,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import exc
 
 from api.admission import Admission
 from api.archive import ServedModel
 from api.backend import Backend, HandlerAnswer
 from api.canary import canary_image
-from api.current import Coalesced, Unchanged
+from api.current import Coalesced, SingleFlight, Unchanged
 from api.metrics import Metrics
 from api.problems import Problem
-from api.schemas import AppliedCalibration, PredictAnswer
+from api.schemas import HIGHEST, LOWEST, AppliedCalibration, PredictAnswer
 from api.settings import Settings
 from api.store import Calibration, Store
 from openset.calibration import DEFAULT_CONFIDENCE, NotCertifiable, OperatingPoint, p_value
@@ -32,6 +33,28 @@ T = TypeVar("T")
 
 _OWN_TARGET = "request"
 
+# Errors of a store that is away or damaged. Values it refuses (exc.DataError) are an error of ours.
+_STORE_AWAY = (
+    exc.OperationalError,
+    exc.InterfaceError,
+    exc.InternalError,
+    exc.ProgrammingError,  # tables that are not there
+    exc.TimeoutError,
+    OSError,
+    TimeoutError,
+)
+
+
+@lru_cache(maxsize=4096)
+def _on_the_wire(tau: float) -> tuple[str, float]:
+    """The shortest text that reads back as the same float32, and that float32 value."""
+    single = np.float32(tau)
+    return str(single), float(single)
+
+
+def _target(point: OperatingPoint) -> tuple[Any, ...]:
+    return point.score_type, point.tau, point.fpr, point.confidence
+
 
 class Wish(BaseModel):
     """How a client wants one image answered: the query of a prediction."""
@@ -41,7 +64,9 @@ class Wish(BaseModel):
     model: str | None = Field(
         default=None, description="name of the served model; another one is refused"
     )
-    fpr: float | None = Field(default=None, gt=0, lt=1, description="target for this request only")
+    fpr: float | None = Field(
+        default=None, ge=LOWEST, le=HIGHEST, description="target for this request only"
+    )
     top_k: int = Field(default=5, ge=1, le=1000)
     angles: Literal["all"] | None = Field(default=None, description="angles to all classes")
 
@@ -77,10 +102,20 @@ class Service:
         self.settings, self.model, self.store = settings, model, store
         self.backend, self.metrics = backend, metrics
         self.path: str | None = None
-        self.admission = Admission(most=settings.max_in_flight, deadline_s=settings.deadline_s)
+        self.admission = Admission(
+            most=settings.max_in_flight,
+            most_bytes=settings.max_bytes_in_flight,
+            deadline_s=settings.deadline_s,
+        )
+        self.upload = self.admission.upload
         self._answered_at = float("-inf")
         self._current: dict[str, Unchanged[Calibration | None]] = {}
-        self._learning = asyncio.Lock()
+        self._canary = SingleFlight(self._ask_canary)
+        self._why_no_factory: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Give up what is still asked."""
+        self._canary.cancel()
 
     # -- store ---------------------------------------------------------------------------------------------------------
 
@@ -89,7 +124,7 @@ class Service:
         try:
             async with asyncio.timeout(self.settings.store_timeout_s):
                 return await question
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        except _STORE_AWAY as error:
             logger.error("the calibration store cannot be asked: %s", error)
             raise Problem(
                 "store-away",
@@ -97,26 +132,45 @@ class Service:
                 retry_after_s=2,
             ) from error
 
-    async def current(self, path: str) -> Calibration:
-        """The current calibration of a path, as of now.
-
-        Raises:
-            Problem: there is none, also where the store has one of an earlier archive that held scores of this path.
-        """
-        if path not in self.model.score_sets:
-            raise self._not_calibrated(path)
+    async def latest(self, path: str) -> Calibration | None:
+        """The newest activation of a path, as of now, whether or not this archive can serve it."""
         if path not in self._current:
             read = Coalesced(lambda: self.store.current(path), self.settings.store_timeout_s)
             self._current[path] = Unchanged(self.store.version, read)
         known = self._current[path]
-        calibration = (
-            known.value
-            if known.is_current()
-            else await self.ask_store(asyncio.ensure_future(known.renewed()))
-        )
-        if calibration is None:
+        if known.is_current():
+            return known.value
+        return await self.ask_store(asyncio.ensure_future(known.renewed()))
+
+    async def current(self, path: str) -> Calibration:
+        """The current calibration of a path, as of now.
+
+        Raises:
+            Problem: there is none, or this archive has no scores for it: neither of the path nor of its score type.
+        """
+        if path not in self.model.score_sets:
             raise self._not_calibrated(path)
+        calibration = await self.latest(path)
+        if calibration is None:
+            raise Problem(
+                "not-calibrated",
+                f"no operating point is set for the serving path {path}{self._why_no_factory.get(path, '')}; "
+                "set one: POST /calibrate?fpr=<rate>",
+                path=path,
+            )
+        if not self.has_score(path, calibration.point.score_type):
+            raise Problem(
+                "not-calibrated",
+                f"calibration {calibration.id} thresholds the score {calibration.point.score_type!r}, which the archive "
+                f"does not have; set another: POST /calibrate?score={self.model.card.default_score}",
+                path=path,
+            )
         return calibration
+
+    def has_score(self, path: str, score_type: str) -> bool:
+        """Whether this archive can be thresholded by a score on a path."""
+        in_set = score_type in self.model.score_sets[path].scores
+        return in_set and score_type in self.model.card.scores
 
     def _not_calibrated(self, path: str) -> Problem:
         device, precision, mode, _ = path.split("-", 3)
@@ -132,42 +186,60 @@ class Service:
 
     async def serving_path(self) -> str:
         """The path that the model server computes on, learnt from a real prediction."""
-        if self.path is None:
-            async with self._learning:
-                if self.path is None:
-                    await self.canary()
-        assert self.path is not None
+        while self.path is None:  # a mismatch may forget it again in between
+            await self._canary.get()
         return self.path
 
-    async def canary(self) -> None:
+    async def _ask_canary(self) -> None:
         """One prediction of our own; learns the path and makes its factory point row one."""
         sent = time.perf_counter()
         with self.admission.asking() as position:
-            answer = await self.backend.predict(canary_image(), {})
-        self.admission.learn(position, time.perf_counter() - sent)
+            # A threshold of its own: the factory's may belong to another path.
+            headers = {
+                "x-openset-tau": "0",
+                "x-openset-score": self.model.card.default_score,
+                "x-openset-calibration": "canary",
+            }
+            answer = await self.backend.predict(canary_image(), headers)
+        if self.admission.seconds_an_answer is None:  # later on, answers to real images know better
+            self.admission.learn(position, time.perf_counter() - sent)
         self._check_model(answer)
         await self._learn(answer.path)
         self._answered_at = time.monotonic()
 
     async def _learn(self, path: str) -> None:
-        factory = self.model.card.factory
         if path in self.model.score_sets:
-            if factory is not None and factory["path"] == path:
-                point = OperatingPoint.from_dict(factory)
+            try:
+                point = self._factory_point(path)
+            except (LookupError, TypeError, ValueError) as error:
+                logger.warning("the factory operating point cannot be used on %s: %s", path, error)
+                self._why_no_factory[path] = f", and the factory point cannot be used ({error})"
             else:
-                # A path added by make calibrate: the factory target on its own scores.
-                target = factory or {"fpr": 1e-2, "confidence": DEFAULT_CONFIDENCE}
-                point = self.model.operating_point(
-                    path, self.model.card.default_score, target["fpr"], target["confidence"]
+                await self.ask_store(
+                    asyncio.ensure_future(asyncio.to_thread(self._take_over, point))
                 )
-            await self.ask_store(
-                asyncio.ensure_future(
-                    asyncio.to_thread(
-                        self.store.ensure_factory, point, model_sha256=self.model.sha256
-                    )
-                )
-            )
         self.path = path
+
+    def _factory_point(self, path: str) -> OperatingPoint:
+        factory = self.model.card.factory
+        if factory is not None and factory["path"] == path:
+            return OperatingPoint.from_dict(factory)
+        # A path added by make calibrate: the factory target on its own scores.
+        target = factory or {"fpr": 1e-2, "confidence": DEFAULT_CONFIDENCE}
+        return self.model.operating_point(
+            path, self.model.card.default_score, target["fpr"], target["confidence"]
+        )
+
+    def _take_over(self, point: OperatingPoint) -> None:
+        """Make the archive's factory point row one; say so where an earlier archive's is in its place."""
+        self.store.ensure_factory(point, model_sha256=self.model.sha256)
+        known = self.store.factory(point.path)
+        if known is None or _target(known.point) != _target(point):
+            logger.warning(
+                "the archive's factory point (fpr %r, score %s, tau %r) is not applied: %s has calibrations already; apply it "
+                "with POST /calibrate?fpr=%r&confidence=%r&score=%s",
+                point.fpr, point.score_type, point.tau, point.path, point.fpr, point.confidence, point.score_type,
+            )  # fmt: skip
 
     def _check_model(self, answer: HandlerAnswer) -> None:
         if answer.model.sha256 != self.model.sha256:
@@ -189,10 +261,15 @@ class Service:
         """
         if path not in self.model.score_sets:
             raise self._not_calibrated(path)
-        try:
-            return self.model.operating_point(
-                path, score_type or self.model.card.default_score, fpr, confidence
+        score_type = score_type or self.model.card.default_score
+        if not self.has_score(path, score_type):
+            known = set(self.model.card.scores) & self.model.score_sets[path].scores.keys()
+            raise Problem(
+                "invalid-parameter",
+                f"score must be one of {sorted(known)}, got {score_type[:100]!r}",
             )
+        try:
+            return self.model.operating_point(path, score_type, fpr, confidence)
         except NotCertifiable as error:
             raise Problem(
                 "not-certifiable",
@@ -226,8 +303,7 @@ class Service:
         point = applied.point
         name = _OWN_TARGET if applied.calibration_id is None else str(applied.calibration_id)
         headers = {
-            # The shortest text that reads back as the same float32.
-            "x-openset-tau": str(np.float32(point.tau)),
+            "x-openset-tau": _on_the_wire(point.tau)[0],
             "x-openset-score": point.score_type,
             "x-openset-calibration": name,
             "x-openset-top-k": str(wish.top_k),
@@ -298,8 +374,8 @@ class Service:
                 f"the model server answered on path {answer.path}, the threshold belongs to {point.path}; try again",
                 retry_after_s=1,
             )
-        applied = (np.float32(answer.tau), answer.score_type, answer.calibration)
-        if applied != (np.float32(point.tau), point.score_type, name):
+        applied = (answer.tau, answer.score_type, answer.calibration)
+        if applied != (_on_the_wire(point.tau)[1], point.score_type, name):
             self.metrics.mismatches.inc()
             raise Problem(
                 "operating-point-mismatch",
@@ -315,8 +391,6 @@ class Service:
             Problem: why the stack is not ready.
         """
         if time.monotonic() - self._answered_at > self.settings.ready_seconds or self.path is None:
-            await self.canary()
-        assert self.path is not None
-        if self.path not in self.model.score_sets:
-            raise self._not_calibrated(self.path)
-        return self.path, await self.current(self.path)
+            await self._canary.get()
+        path = await self.serving_path()
+        return path, await self.current(path)

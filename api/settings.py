@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Scope = Literal["predict", "calibrate"]
@@ -37,9 +37,12 @@ class Settings(BaseSettings):
         read_timeout_s: time to receive a body.
         deadline_s: time for TorchServe to answer; what would take longer is refused before.
         store_timeout_s: time for the store to answer.
-        max_in_flight: images being worked on, whatever the deadline would allow; bounds the memory.
+        max_in_flight: images being worked on, whatever the deadline would allow; bounds the connections.
+        max_bytes_in_flight: uploads being read or worked on, together; bounds the memory, which is up to three times this
+            while forms are taken apart.
         ready_seconds: a prediction this recent proves readiness without a canary.
         api_keys: none leaves the gateway open.
+        allowed_hosts: names beside localhost under which a browser may change the threshold while there are no keys.
         log_level: of the JSON log.
     """
 
@@ -56,9 +59,11 @@ class Settings(BaseSettings):
     read_timeout_s: float = Field(default=10.0, gt=0)
     deadline_s: float = Field(default=10.0, gt=0)
     store_timeout_s: float = Field(default=3.0, gt=0)
-    max_in_flight: int = Field(default=64, gt=0)
+    max_in_flight: int = Field(default=1024, gt=0)
+    max_bytes_in_flight: int = Field(default=192 * 1024 * 1024, gt=0)
     ready_seconds: float = Field(default=5.0, ge=0)
     api_keys: tuple[ApiKey, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     log_level: str = "INFO"
 
     @field_validator("archive")
@@ -70,6 +75,16 @@ class Settings(BaseSettings):
             )
         return value
 
+    @model_validator(mode="after")
+    def _largest_request_fits(self) -> Settings:
+        largest = max(self.max_form_bytes(1), self.max_form_bytes(self.max_batch_images))
+        if largest > self.max_bytes_in_flight:
+            raise ValueError(
+                f"OPENSET_MAX_BYTES_IN_FLIGHT={self.max_bytes_in_flight} is less than the largest request, {largest} bytes; "
+                "raise it or lower OPENSET_MAX_IMAGE_BYTES and OPENSET_MAX_BATCH_BYTES"
+            )
+        return self
+
     @property
     def model_name(self) -> str:
         """Name of the model in TorchServe."""
@@ -79,10 +94,3 @@ class Settings(BaseSettings):
         """Largest multipart body with this many images."""
         one = self.max_image_bytes + _FORM_OVERHEAD
         return one if images == 1 else min(images * one, self.max_batch_bytes)
-
-    def places_to_read(self, declared: str) -> int:
-        """Places of a batch while it is read, by its Content-Length: so the places bound the memory here too."""
-        size = self.max_form_bytes(self.max_batch_images)
-        if declared.isdecimal():
-            size = min(size, int(declared))
-        return max(1, min(-(-size // self.max_image_bytes), self.max_in_flight))

@@ -6,6 +6,9 @@ Current = the newest activation for a path. All calls block; the gateway makes t
 from __future__ import annotations
 
 import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -67,7 +70,6 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")  # an acknowledged calibration survives a power cut
-    cursor.execute("PRAGMA busy_timeout=2000")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
 
@@ -75,7 +77,8 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 def _engine_options(url: sa.URL, timeout_s: float) -> dict[str, Any]:
     """So that a question that was given up ends by itself: it must neither block the next nor commit later on."""
     if url.get_backend_name() == "sqlite":
-        return {}  # busy_timeout below
+        waiting: dict[str, Any] = {"connect_args": {"timeout": 0.8 * timeout_s}}  # for a lock
+        return waiting | ({"pool_timeout": timeout_s} if url.database else {})
     options: dict[str, Any] = {"pool_pre_ping": True, "pool_timeout": timeout_s}
     if url.get_backend_name() == "postgresql":
         milliseconds = int(800 * timeout_s)
@@ -97,6 +100,7 @@ class Store:
 
     def __init__(self, url: str, *, timeout_s: float = 3.0) -> None:
         self.engine = sa.create_engine(url, **_engine_options(sa.make_url(url), timeout_s))
+        self._timeout_s = timeout_s
         self._watch: sqlite3.Connection | None = None
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _configure_sqlite)
@@ -115,6 +119,19 @@ class Store:
         self.engine.dispose()
         if self._watch is not None:
             self._watch.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """A transaction that is rolled back where whoever asked has been refused by now.
+
+        Raises:
+            TimeoutError: too late.
+        """
+        started = time.monotonic()
+        with self.engine.begin() as connection:
+            yield connection
+            if time.monotonic() - started > 0.9 * self._timeout_s:
+                raise TimeoutError("the store took too long; nothing was changed")
 
     def version(self) -> int | None:
         """A number that changes with every commit of any process, at the price of a look into shared memory.
@@ -187,7 +204,7 @@ class Store:
             "reason": reason,
             "factory_of": point.path if factory else None,
         }
-        with self.engine.begin() as connection:
+        with self._writing() as connection:
             inserted = connection.execute(calibrations.insert().values(values)).inserted_primary_key
             assert inserted is not None
             calibration_id = int(inserted[0])
@@ -200,7 +217,7 @@ class Store:
 
     def activate(self, calibration: Calibration, *, reason: str) -> None:
         """Make a calibration of the past current again."""
-        with self.engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(
                 activations.insert().values(
                     calibration_id=calibration.id,
@@ -209,6 +226,13 @@ class Store:
                     reason=reason,
                 )
             )
+
+    def factory(self, path: str) -> Calibration | None:
+        """The calibration that an archive brought for this path."""
+        query = sa.select(calibrations).where(calibrations.c.factory_of == path)
+        with self.engine.connect() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else _from_row(row)
 
     def ensure_factory(self, point: OperatingPoint, *, model_sha256: str) -> None:
         """Make the archive's factory operating point row one of its path, once."""

@@ -2,7 +2,7 @@
 
 It never raises: in TorchServe an exception costs the whole batch. An image that fails is answered in its own slot, its
 neighbours are untouched. The gateway sends the operating point with every request; without it the factory operating
-point of the model card applies.
+point of the model card applies, on the path it was made for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from openset.answers import BadOperatingPoint, Refusal, document, read_question
 from openset.artifact import load_artifact, weights_digest
 from openset.classifier import OpenSetClassifier
 from openset.compilation import buckets_up_to
-from openset.preprocessing import UnreadableImage
+from openset.image_headers import UnreadableImage
 from openset.scores import class_probabilities
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,9 @@ class OpenSetHandler:
         started = time.perf_counter()
         try:
             question = read_question(
-                lambda name: context.get_request_header(index, name), self.classifier.card
+                lambda name: context.get_request_header(index, name),
+                self.classifier.card,
+                self.path,
             )
             body = row.get("body", row.get("data"))
             if not isinstance(body, bytes | bytearray):
@@ -121,6 +123,9 @@ class OpenSetHandler:
             return Refusal(400, "/problems/bad-operating-point", "Bad operating point", str(error))
         except UnreadableImage as error:
             return Refusal(422, "/problems/unreadable-image", "Unreadable image", str(error))
+        except MemoryError:
+            logger.exception("no memory to decode request %d of the batch", index)
+            return _out_of_memory("the model server ran out of memory")
         except Exception:
             logger.exception("request %d of the batch failed", index)
             return _failure("the image could not be processed")
@@ -133,14 +138,7 @@ class OpenSetHandler:
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             if len(requests) == 1:
-                return [
-                    Refusal(
-                        507,
-                        "/problems/out-of-memory",
-                        "Out of memory",
-                        "the device ran out of memory",
-                    )
-                ]
+                return [_out_of_memory("the device ran out of memory")]
             half = len(requests) // 2
             return self._answer(requests[:half]) + self._answer(requests[half:])
         except Exception as error:
@@ -201,6 +199,10 @@ class OpenSetHandler:
             }
             for i in range(len(requests))
         ]
+
+
+def _out_of_memory(detail: str) -> Refusal:
+    return Refusal(507, "/problems/out-of-memory", "Out of memory", detail)
 
 
 def _failure(detail: str) -> Refusal:

@@ -53,21 +53,27 @@ class Question:
     all_angles: bool
 
 
-def read_question(header: Header, card: ModelCard) -> Question:
+def read_question(header: Header, card: ModelCard, path: str) -> Question:
     """Read a request's headers; without an operating point the model card's factory point applies.
 
     Args:
         header: gives the value of a lower-case header name, or None.
         card: of the served model.
+        path: that computes the scores.
 
     Raises:
-        BadOperatingPoint: a value is missing, not finite or out of range.
+        BadOperatingPoint: a value is missing, not finite or out of range, or the factory point belongs to another path.
     """
     tau_text, score_type = header("x-openset-tau"), header("x-openset-score")
     if tau_text is None and score_type is None:
         if card.factory is None:
             raise BadOperatingPoint(
                 "the model has no factory operating point; send x-openset-tau and x-openset-score"
+            )
+        if card.factory["path"] != path:
+            raise BadOperatingPoint(
+                f"the factory operating point belongs to the path {card.factory['path']}, this is {path}; "
+                "send x-openset-tau and x-openset-score"
             )
         tau, score_type, calibration = card.factory["tau"], card.factory["score_type"], FACTORY
     else:

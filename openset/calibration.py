@@ -17,6 +17,7 @@ import json
 import math
 import os
 import zipfile
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,11 +28,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from openset import metrics
-from openset.decision import accept
 from openset.labels import NEGATIVE, is_known, is_negative
 
 DEFAULT_FPR = 1e-2
 DEFAULT_CONFIDENCE = 0.95
+# Targets and confidences come no nearer to 0 and 1: nobody has the negatives for it, and float64 rounds there.
+NEAREST_TO_BOUNDARY = 1e-9
 
 
 class NotCertifiable(ValueError):
@@ -82,12 +84,18 @@ def _rounded_up(rate: float) -> float:
 
 
 def _check_targets(fpr: float, confidence: float) -> None:
-    if not 0 < fpr < 1:
+    for name, value in (("target false-positive rate", fpr), ("confidence", confidence)):
+        if not NEAREST_TO_BOUNDARY <= value <= 1 - NEAREST_TO_BOUNDARY:
+            raise ValueError(
+                f"the {name} must lie between 0 and 1, not nearer to either than {NEAREST_TO_BOUNDARY:g}, got {value!r}"
+            )
+
+
+def _require_finite(scores: NDArray[Any]) -> None:
+    if bad := int((~np.isfinite(scores)).sum()):
         raise ValueError(
-            f"the target false-positive rate must lie between 0 and 1 (exclusive), got {fpr!r}"
+            f"calibration scores must be finite, got {bad} NaN or infinite of {len(scores)}"
         )
-    if not 0 < confidence < 1:
-        raise ValueError(f"the confidence must lie between 0 and 1 (exclusive), got {confidence!r}")
 
 
 def smallest_attainable_fpr(n: int, *, confidence: float = DEFAULT_CONFIDENCE) -> float:
@@ -130,35 +138,37 @@ def choose_threshold(
 
     Args:
         negative_scores: scores of held-out foreign samples, used for nothing else, (n,); higher = more known.
-        fpr: target false-positive rate, in (0, 1).
-        confidence: 1 - delta, in (0, 1).
+        fpr: target false-positive rate, in (0, 1), not nearer to either than 1e-9.
+        confidence: 1 - delta, likewise.
         dtype: of the comparison that will be made in serving; scores are rounded to it first.
 
     Raises:
         NotCertifiable: n is too small; names the smallest attainable FPR.
-        ValueError: non-finite scores, wrong shape, targets outside (0, 1).
+        ValueError: non-finite scores, wrong shape, targets out of range.
     """
     _check_targets(fpr, confidence)
     scores = np.asarray(negative_scores)
     if scores.ndim != 1:
         raise ValueError(f"negative_scores must be one-dimensional, got shape {scores.shape}")
     scores = scores.astype(dtype)
-    if not np.isfinite(scores).all():
-        raise ValueError(
-            f"calibration scores must be finite, got {int((~np.isfinite(scores)).sum())} NaN or infinite of {len(scores)}"
-        )
-    n = len(scores)
+    _require_finite(scores)
+    return _threshold(np.sort(scores), fpr=fpr, confidence=confidence)
+
+
+def _threshold(ascending: NDArray[Any], *, fpr: float, confidence: float) -> Threshold:
+    """``choose_threshold`` on finite scores that are sorted and have the dtype of the comparison, (n,)."""
+    n = len(ascending)
     k = _allowed_accepted(n, fpr, confidence) if n else -1
     if k < 0:
         raise NotCertifiable(n=n, fpr=fpr, confidence=confidence)
-    kth_largest = np.partition(scores, n - k - 1)[n - k - 1]
     # The next value in the dtype of the comparison: rounded later, it would fall back on the score and accept the tie.
-    tau = np.nextafter(kth_largest, np.array(np.inf, dtype=dtype), dtype=dtype)
+    above = np.array(np.inf, dtype=ascending.dtype)
+    tau = np.nextafter(ascending[n - k - 1], above, dtype=ascending.dtype)
     return Threshold(
         tau=float(tau),
         n=n,
         k=k,
-        accepted=int(np.count_nonzero(accept(scores, tau))),
+        accepted=int(metrics.count_at_least(ascending, tau)),
         expected_fpr=(k + 1) / (n + 1),
         fpr_upper_bound=float(stats.beta.ppf(confidence, k + 1, n - k)),
     )
@@ -168,12 +178,12 @@ def p_value(score: float, sorted_negative_scores: NDArray[np.float32]) -> float:
     """Conformal p-value of a score: (1 + #{calibration scores >= score}) / (n + 1).
 
     Args:
-        score: of the image in question.
+        score: of the image in question, a float32 value.
         sorted_negative_scores: ascending, (n,).
     """
     n = len(sorted_negative_scores)
-    at_least = n - int(np.searchsorted(sorted_negative_scores, np.float32(score), side="left"))
-    return (1 + at_least) / (n + 1)
+    # Every answer needs one: a search in plain floats costs a fraction of NumPy's.
+    return (1 + n - bisect_left(sorted_negative_scores.data, score)) / (n + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +277,66 @@ class OperatingPoint:
         return cls(**content)
 
 
+@dataclass(frozen=True, eq=False)
+class SortedScores:
+    """What is needed of a score set to choose thresholds again and again, sorted once.
+
+    Attributes:
+        score_type: of the scores.
+        path: of the score set.
+        negatives: scores of the negatives, ascending, (n,) float32.
+        correct: scores of the knowns whose prediction is right, ascending, (m,) float32.
+        knowns: number of knowns.
+    """
+
+    score_type: str
+    path: str
+    negatives: NDArray[np.float32]
+    correct: NDArray[np.float32]
+    knowns: int
+
+    @classmethod
+    def of(cls, score_set: ScoreSet, score_type: str) -> SortedScores:
+        """Sort the scores of one type.
+
+        Raises:
+            ValueError: unknown score type, or a score that is not finite.
+        """
+        scores = score_set.of_type(score_type).astype(np.float32)
+        _require_finite(scores)
+        known = is_known(score_set.labels)
+        correct = known & (score_set.predictions == score_set.labels)
+        return cls(
+            score_type=score_type,
+            path=score_set.path,
+            negatives=np.sort(scores[score_set.labels == NEGATIVE]),
+            correct=np.sort(scores[correct]),
+            knowns=int(known.sum()),
+        )
+
+    def operating_point(
+        self, *, fpr: float, confidence: float = DEFAULT_CONFIDENCE
+    ) -> OperatingPoint:
+        """Choose tau and say what it costs.
+
+        Raises:
+            NotCertifiable: too few negatives for this target.
+            ValueError: bad targets.
+        """
+        _check_targets(fpr, confidence)
+        threshold = _threshold(self.negatives, fpr=fpr, confidence=confidence)
+        tau = np.array(threshold.tau, dtype=np.float32)
+        labelled = int(metrics.count_at_least(self.correct, tau))
+        return OperatingPoint(
+            score_type=self.score_type,
+            fpr=fpr,
+            confidence=confidence,
+            expected_ccr=labelled / self.knowns if self.knowns else None,
+            path=self.path,
+            **asdict(threshold),
+        )
+
+
 def operating_point(
     score_set: ScoreSet, *, score_type: str, fpr: float, confidence: float = DEFAULT_CONFIDENCE
 ) -> OperatingPoint:
@@ -276,23 +346,7 @@ def operating_point(
         NotCertifiable: too few negatives for this target.
         ValueError: unknown score type or bad targets.
     """
-    scores = score_set.of_type(score_type)
-    threshold = choose_threshold(
-        scores[score_set.labels == NEGATIVE], fpr=fpr, confidence=confidence
-    )
-    has_knowns = bool(is_known(score_set.labels).any())
-    return OperatingPoint(
-        score_type=score_type,
-        fpr=fpr,
-        confidence=confidence,
-        expected_ccr=metrics.ccr_at_tau(
-            scores, score_set.predictions, score_set.labels, tau=np.float32(threshold.tau)
-        )
-        if has_knowns
-        else None,
-        path=score_set.path,
-        **asdict(threshold),
-    )
+    return SortedScores.of(score_set, score_type).operating_point(fpr=fpr, confidence=confidence)
 
 
 def save_score_sets(file: Path | str, score_sets: Iterable[ScoreSet]) -> None:

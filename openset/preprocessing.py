@@ -7,7 +7,7 @@ import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL
@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-# An allow-list shuts out whole classes of decoder holes; MPO is what phone cameras call a JPEG with a preview behind it.
-FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 40_000_000
-MAX_SIDE = 30_000
+from openset.image_headers import (
+    FORMATS,
+    MAX_EXIF_BYTES,
+    MAX_PIXELS,
+    ImageFacts,
+    UnreadableImage,
+    read_header,
+)
+
 # Longer images lose their ends before they are resized.
 MAX_ASPECT = 16
 
@@ -30,13 +35,8 @@ _INTERPOLATIONS = {
 }
 
 
-class UnreadableImage(ValueError):
-    """The bytes are not an image that we accept; the message is fit for the one who sent it."""
-
-
-def _open(data: bytes | bytearray) -> Image.Image:
-    if not data:
-        raise UnreadableImage("expected an image, got an empty body")
+def _open(data: bytes | bytearray) -> tuple[Image.Image, ImageFacts]:
+    facts = read_header(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -45,28 +45,15 @@ def _open(data: bytes | bytearray) -> Image.Image:
         raise UnreadableImage(
             f"the image declares too many pixels (at most {MAX_PIXELS})"
         ) from error
-    except PIL.UnidentifiedImageError as error:
-        raise UnreadableImage(
-            f"expected an image of type {', '.join(FORMATS)}, got something else"
-        ) from error
+    except MemoryError:  # says nothing about the image
+        raise
     except Exception as error:  # a decoder may raise anything on hostile bytes
         raise UnreadableImage(f"the image header is broken ({type(error).__name__})") from error
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise UnreadableImage(f"the image is empty: {width}x{height}")
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise UnreadableImage(
-            f"the image is {width}x{height}; at most {MAX_PIXELS} pixels and {MAX_SIDE} a side are accepted"
-        )
-    return image
-
-
-class ImageFacts(NamedTuple):
-    """An upload as it came: size as stored, in pixels, and format."""
-
-    width: int
-    height: int
-    format: str
+    if image.size != (facts.width, facts.height):
+        raise UnreadableImage("the image header is broken: it states two sizes")
+    if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
+        raise UnreadableImage(f"the image has more than {MAX_EXIF_BYTES} bytes of EXIF data")
+    return image, facts
 
 
 _STRIP_PIXELS = 1_000_000
@@ -160,15 +147,19 @@ class Preprocessing:
         return self.decode_with_facts(data)[0]
 
     def decode_with_facts(self, data: bytes | bytearray) -> tuple[Image.Image, ImageFacts]:
-        """``decode``, and what was sent."""
-        image = _open(data)
-        facts = ImageFacts(
-            image.width, image.height, "JPEG" if image.format == "MPO" else str(image.format)
-        )
+        """``decode``, and what was sent.
+
+        Raises:
+            UnreadableImage: see ``decode``.
+            MemoryError: a sound image may be too large for what is free now.
+        """
+        image, facts = _open(data)
         try:
             image.load()
             image = _upright(image)
             return _to_mode(image, self.mode), facts
+        except MemoryError:
+            raise
         except Exception as error:  # a decoder may raise anything on hostile bytes
             raise UnreadableImage(
                 f"the image does not decode ({type(error).__name__}: {error})"
@@ -252,5 +243,7 @@ class Preprocessing:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:
         return image

@@ -25,6 +25,10 @@ def _default_compile_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openset-serve"
 
 
+def _gateway_deadline() -> float:
+    return float(os.environ.get("OPENSET_DEADLINE_S") or 10)
+
+
 @dataclass(frozen=True)
 class ServingSettings:
     """How the model is served.
@@ -45,6 +49,7 @@ class ServingSettings:
         compile_cache: folder of compiled code, kept between starts.
         decode_threads: decoding threads of a worker; None for its share of the cores.
         max_request_bytes: largest request body.
+        deadline_s: the gateway's; a request that waited longer is dropped unanswered, since nobody waits for it.
         java_heap: maximum heap of the frontend.
     """
 
@@ -63,6 +68,7 @@ class ServingSettings:
     compile_cache: Path = field(default_factory=_default_compile_cache)
     decode_threads: int | None = None
     max_request_bytes: int = 12_582_912
+    deadline_s: float = field(default_factory=_gateway_deadline)
     java_heap: str = "1g"
 
     def __post_init__(self) -> None:
@@ -122,7 +128,9 @@ def model_config(settings: ServingSettings) -> str:
     return yaml.safe_dump(
         {
             **settings.read_back(),
-            # The gateway owns the deadline; TorchServe's own client timeout never answers the client.
+            # The gateway owns the deadline and answers 504. TorchServe's own timeout answers nobody: a little later it sheds
+            # what still waits, so that it works for those who still listen.
+            "clientTimeoutInMills": int(1000 * settings.deadline_s) + 2000,
             "maxRetryTimeoutInSec": 300,
             **({"deviceType": "cpu"} if settings.device == "cpu" else {}),
             "handler": {

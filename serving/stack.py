@@ -89,7 +89,6 @@ class Gateway:
             sys.executable, "-m", "uvicorn", "--factory", "api.app:from_environment",
             "--host", self.host, "--port", str(self.port), "--workers", str(self.processes),
             "--no-access-log", "--timeout-keep-alive", "5", "--timeout-graceful-shutdown", "30",
-            "--limit-concurrency", "1000",
             env=environment, start_new_session=True, preexec_fn=die_with_parent,
         )  # fmt: skip
         deadline = asyncio.get_running_loop().time() + _READY_SECONDS

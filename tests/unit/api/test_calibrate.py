@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import threading
 import time
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,6 +20,7 @@ from api.current import Coalesced
 from api.store import Store
 from openset.calibration import OperatingPoint
 from openset.metrics import ccr_at_tau, clopper_pearson
+from openset.model_card import ModelCard
 from tests.factories import image_bytes
 from tests.stub_torchserve import StubTorchServe
 
@@ -69,6 +72,38 @@ async def test_get_computes_and_changes_nothing(gateway: httpx.AsyncClient) -> N
     assert (await predict(gateway))["calibration"]["id"] == 1
 
 
+async def test_recommended_call_sets_the_very_target_that_was_computed(
+    gateway: httpx.AsyncClient,
+) -> None:
+    smallest = (await gateway.post("/calibrate?fpr=1e-6")).json()["smallest_attainable_fpr"]
+    computed = (await gateway.get(f"/calibrate?fpr={smallest!r}&confidence=0.95")).json()
+    method, _, url = computed["how_to_apply"].partition(" ")
+    reply = await gateway.request(method, url)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["operating_point"]["fpr"] == smallest
+
+
+@pytest.mark.parametrize("number", [0, 2**31, 2**70])
+async def test_calibration_number_out_of_range_is_the_clients_error(
+    start_gateway: Any, database_url: str, number: int
+) -> None:
+    gateway = await start_gateway(database_url=database_url)
+    reply = await gateway.post(f"/calibrations/{number}/activate")
+    assert (reply.status_code, reply.json()["type"]) == (422, "/problems/invalid-parameter")
+
+
+async def test_value_that_the_store_refuses_is_not_a_store_that_is_away(
+    gateway: httpx.AsyncClient,
+) -> None:
+    await predict(gateway)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise sa.exc.DataError("INSERT", None, ValueError("NUL"))
+
+    gateway.app.state.service.store.add = refuse  # type: ignore[attr-defined]
+    assert (await gateway.post("/calibrate?fpr=0.1")).status_code == 500
+
+
 async def test_default_target_is_one_percent(gateway: httpx.AsyncClient) -> None:
     assert (await gateway.post("/calibrate")).json()["operating_point"]["fpr"] == 0.01
 
@@ -84,8 +119,12 @@ async def test_unattainable_target_names_the_smallest(gateway: httpx.AsyncClient
 
 
 @pytest.mark.parametrize(
-    "query", ["fpr=0", "fpr=1", "fpr=abc", "confidence=1", "score=energy", "source=mine"]
-)
+    "query",
+    [
+        "fpr=0", "fpr=1", "fpr=abc", "fpr=1e-320", "fpr=0.99999999999", "confidence=1", "confidence=1e-17",
+        "confidence=0.99999999999", "score=energy", "source=mine", "reason=a%00b",
+    ],
+)  # fmt: skip
 async def test_bad_targets_are_refused_and_change_nothing(
     gateway: httpx.AsyncClient, query: str
 ) -> None:
@@ -163,6 +202,66 @@ async def test_hanging_store_is_503_too(start_gateway: Any) -> None:
     reply = await gateway.post("/predict", content=image_bytes(), headers=PNG)
     release.set()
     assert (reply.status_code, reply.json()["type"]) == (503, "/problems/store-away")
+
+
+def with_card(archive: Path, file: Path, **changes: Any) -> Path:
+    """A copy of the archive whose model card is another one."""
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(file, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "model_card.json":
+                content = ModelCard.from_json(content).with_changes(**changes).to_json().encode()
+            new.writestr(name, content)
+    return file
+
+
+async def test_stored_score_that_a_new_archive_lacks_is_not_ready_and_can_be_replaced(
+    start_gateway: Any, archive: Path, tmp_path: Path
+) -> None:
+    first = await start_gateway()
+    await predict(first)
+    assert (await first.post("/calibrate?score=logit&fpr=0.1")).status_code == 200
+    newer = await start_gateway(archive=with_card(archive, tmp_path / "n.mar", scores=["softmax"]))
+    ready = await newer.get("/readyz")
+    assert (ready.status_code, ready.json()["type"]) == (503, "/problems/not-calibrated")
+    assert "POST /calibrate?score=softmax" in ready.json()["detail"]
+    reply = await newer.post("/predict", content=image_bytes(), headers=PNG)
+    assert reply.json()["type"] == "/problems/not-calibrated"
+    assert (await newer.post("/calibrations/2/activate")).status_code == 422
+    assert (await newer.post("/calibrate?score=logit")).status_code == 422
+    assert (await newer.post("/calibrate?score=softmax")).status_code == 200
+    assert (await newer.get("/readyz")).status_code == 200
+    assert (await predict(newer))["score_type"] == "softmax"
+
+
+async def test_factory_point_that_cannot_be_taken_over_is_said_and_can_be_replaced(
+    start_gateway: Any, archive: Path, tmp_path: Path
+) -> None:
+    factory = {"path": "cuda-float32-eager-0", "fpr": 1e-6, "confidence": 0.95}
+    gateway = await start_gateway(archive=with_card(archive, tmp_path / "n.mar", factory=factory))
+    ready = await gateway.get("/readyz")
+    assert (ready.status_code, ready.json()["type"]) == (503, "/problems/not-calibrated")
+    assert "1e-06 cannot be promised" in ready.json()["detail"]
+    assert "POST /calibrate" in ready.json()["detail"]
+    assert (await gateway.post("/calibrate?fpr=0.1")).json()["previous"] is None
+    assert (await gateway.get("/readyz")).status_code == 200
+
+
+async def test_new_factory_point_that_is_not_applied_is_logged(
+    start_gateway: Any, archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", "api.service"):
+        first = await start_gateway()
+        await predict(first)
+        await first.post("/calibrate?fpr=0.2")
+        await predict(await start_gateway())
+        assert "is not applied" not in caplog.text
+        path = first.app.state.service.path
+        point = first.app.state.service.model.operating_point(path, "softmax", 0.1, 0.95)
+        newer = with_card(archive, tmp_path / "n.mar", factory=point.to_dict())
+        await predict(await start_gateway(archive=newer))
+    assert "factory point (fpr 0.1" in caplog.text
+    assert "POST /calibrate?fpr=0.1&confidence=0.95&score=softmax" in caplog.text
 
 
 async def test_unchanged_store_is_not_read_again_and_a_changed_one_is(
@@ -244,9 +343,9 @@ def test_store_keeps_every_row(database_url: str) -> None:
     store.close()
 
 
-def test_question_that_was_given_up_never_commits_later(postgresql_url: str) -> None:
+def test_question_that_was_given_up_never_commits_later(database_url: str) -> None:
     """A calibration that was answered with 503 must not override a later one when the database comes back."""
-    store = Store(postgresql_url, timeout_s=1.0)
+    store = Store(database_url, timeout_s=0.5)
     store.create_tables()
     asked: list[BaseException | None] = []
 
@@ -254,19 +353,39 @@ def test_question_that_was_given_up_never_commits_later(postgresql_url: str) -> 
         try:
             store.add(make_point(3.0, "locked"), model_sha256="0" * 64, source="factory", reason="")
             asked.append(None)
-        except sa.exc.OperationalError as error:
+        except (sa.exc.OperationalError, TimeoutError) as error:
             asked.append(error)
 
-    with store.engine.connect() as holder:
-        holder.execute(sa.text("SET statement_timeout = 0"))
-        holder.execute(sa.text("LOCK TABLE activations IN ACCESS EXCLUSIVE MODE"))
+    lock = {
+        "sqlite": ["BEGIN IMMEDIATE"],
+        "postgresql": ["SET statement_timeout = 0", "LOCK TABLE activations IN ACCESS EXCLUSIVE MODE"],
+    }  # fmt: skip
+    by_hand = {"isolation_level": "AUTOCOMMIT"} if store.engine.dialect.name == "sqlite" else {}
+    elsewhere = sa.create_engine(database_url, **by_hand)
+    with elsewhere.connect() as holder:
+        for statement in lock[store.engine.dialect.name]:
+            holder.execute(sa.text(statement))
         thread = threading.Thread(target=ask)
         thread.start()
-        thread.join(30)
-        assert isinstance(
-            asked[0], sa.exc.OperationalError
-        )  # ended while the table was still locked
+        thread.join(1.9)  # SQLite would wait two seconds by itself
+        ended = list(asked)
+    thread.join(30)
+    elsewhere.dispose()
+    assert [type(error) for error in ended] == [sa.exc.OperationalError]
     assert store.current("locked") is None
+    store.close()
+
+
+def test_write_that_took_longer_than_anyone_waits_is_rolled_back(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(database_url, timeout_s=3.0)
+    store.create_tables()
+    now = iter([0.0, 2.9])
+    monkeypatch.setattr("api.store.time", SimpleNamespace(monotonic=lambda: next(now)))
+    with pytest.raises(TimeoutError):
+        store.add(make_point(3.0, "late"), model_sha256="0" * 64, source="factory", reason="")
+    assert store.current("late") is None
     store.close()
 
 
@@ -323,24 +442,39 @@ async def test_coalesced_read_is_never_older_than_its_question() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "status"),
+    ("host", "headers", "status"),
     [
-        ({"sec-fetch-site": "cross-site", "origin": "https://evil.example"}, 403),
-        ({"sec-fetch-site": "same-site"}, 403),
-        ({"origin": "https://evil.example"}, 403),
-        ({"origin": "http://gateway"}, 200),
-        ({"sec-fetch-site": "same-origin", "origin": "http://gateway"}, 200),
-        ({"sec-fetch-site": "none"}, 200),
-        ({}, 200),
+        ("localhost", {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}, 403),
+        ("localhost", {"sec-fetch-site": "same-site"}, 403),
+        ("localhost", {"origin": "https://evil.example"}, 403),
+        ("localhost:8000", {"origin": "http://localhost:8000"}, 200),
+        ("127.0.0.1:8000", {"origin": "http://127.0.0.1:8000"}, 200),
+        ("[::1]:8000", {"origin": "http://[::1]:8000"}, 200),
+        ("192.0.2.7", {"sec-fetch-site": "same-origin", "origin": "http://192.0.2.7"}, 200),
+        ("localhost", {"sec-fetch-site": "none"}, 200),
+        ("gateway.lab", {"origin": "http://gateway.lab"}, 200),
+        ("evil.example", {}, 200),  # no browser
+        # A name of the page's own that now points here: DNS rebinding.
+        ("evil.example:8000", {"origin": "http://evil.example:8000"}, 403),
+        ("evil.example", {"sec-fetch-site": "same-origin", "origin": "http://evil.example"}, 403),
+        ("127.0.0.1.evil.example", {"origin": "http://127.0.0.1.evil.example"}, 403),
     ],
 )
 async def test_page_of_another_site_cannot_set_tau(
-    gateway: httpx.AsyncClient, headers: dict[str, str], status: int
+    start_gateway: Any, host: str, headers: dict[str, str], status: int
 ) -> None:
+    gateway = await start_gateway(allowed_hosts=("Gateway.lab",))
     before = (await gateway.get("/calibrations")).json()["calibrations"]
-    reply = await gateway.post("/calibrate?fpr=0.1", headers={"host": "gateway", **headers})
+    reply = await gateway.post("/calibrate?fpr=0.1", headers={"host": host, **headers})
     assert reply.status_code == status
     after = (await gateway.get("/calibrations")).json()["calibrations"]
     assert len(after) - len(before) == (status == 200)
     if status == 403:
         assert reply.json()["type"] == "/problems/foreign-origin"
+
+
+async def test_any_name_will_do_where_a_key_is_needed(start_gateway: Any) -> None:
+    key = {"sha256": hashlib.sha256(b"operator").hexdigest(), "scopes": ["predict", "calibrate"]}
+    gateway = await start_gateway(api_keys=[key])
+    headers = {"host": "lab", "origin": "http://lab", "authorization": "Bearer operator"}
+    assert (await gateway.post("/calibrate?fpr=0.1", headers=headers)).status_code == 200

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,8 +12,12 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from api import image_input
 from api.archive import read_archive
+from api.current import SingleFlight
+from openset.calibration import SortedScores
 from tests.factories import image_bytes
+from tests.hostile_images import HOSTILE
 from tests.stub_torchserve import StubTorchServe, torchserve_error
 
 PNG = {"content-type": "image/png"}
@@ -150,6 +156,7 @@ async def test_chunked_upload_without_length_stops_at_the_limit(start_gateway: A
 
     reply = await gateway.post("/predict", content=endless(), headers=PNG)
     assert reply.status_code == 413
+    assert sent == 110_000  # the first piece beyond the limit, and no more
 
 
 async def test_slow_upload_is_cut(start_gateway: Any) -> None:
@@ -163,7 +170,9 @@ async def test_slow_upload_is_cut(start_gateway: Any) -> None:
     assert reply.status_code == 408
 
 
-@pytest.mark.parametrize("query", ["fpr=0", "fpr=1", "fpr=x", "top_k=0", "angles=some"])
+@pytest.mark.parametrize(
+    "query", ["fpr=0", "fpr=1", "fpr=x", "fpr=1e-320", "top_k=0", "angles=some"]
+)
 async def test_bad_parameters_are_named(gateway: httpx.AsyncClient, query: str) -> None:
     reply = await gateway.post(f"/predict?{query}", content=image_bytes(), headers=PNG)
     assert reply.status_code == 422
@@ -235,17 +244,94 @@ async def test_lost_worker_is_repeated_once(
 async def test_silent_model_server_becomes_504(start_gateway: Any, stub: StubTorchServe) -> None:
     gateway = await start_gateway(deadline_s=0.3)
     await gateway.get("/readyz")
-
-    async def hang(*_: Any) -> web.Response:
-        await asyncio.sleep(5)
-        return web.Response()
-
-    stub._predict = hang  # type: ignore[method-assign]
-    stub.behave = lambda *_: None
-    gateway.app.state.service.backend._url = "http://torchserve/hang"
-    gateway.app.state.service.backend._post = hang
+    asked = len(stub.requests)
+    stub.silent = True
     reply = await gateway.post("/predict", content=image_bytes(), headers=PNG)
     assert (reply.status_code, reply.json()["type"]) == (504, "/problems/deadline")
+    assert len(stub.requests) == asked + 1
+
+
+async def test_all_who_wait_for_the_path_share_one_question_and_its_failure(
+    start_gateway: Any, stub: StubTorchServe
+) -> None:
+    gateway = await start_gateway(deadline_s=1.0)
+    stub.silent = True
+    started = time.monotonic()
+    replies = await asyncio.gather(
+        *(gateway.post("/predict", content=image_bytes(), headers=PNG) for _ in range(8)),
+        *(gateway.get("/readyz") for _ in range(8)),
+    )
+    assert {reply.status_code for reply in replies} == {504}
+    assert len(stub.requests) == 1
+    assert time.monotonic() - started < 4  # and not sixteen deadlines
+    stub.silent = False
+    assert (await gateway.get("/readyz")).status_code == 200
+
+
+async def test_readiness_asked_by_many_at_once_is_one_prediction(
+    gateway: httpx.AsyncClient, stub: StubTorchServe
+) -> None:
+    await gateway.get("/readyz")
+    asked = len(stub.requests)
+    replies = await asyncio.gather(*(gateway.get("/readyz") for _ in range(20)))
+    assert {reply.status_code for reply in replies} == {200}
+    assert len(stub.requests) == asked + 1
+
+
+async def test_client_that_leaves_takes_the_answer_from_nobody() -> None:
+    release = asyncio.Event()
+
+    async def ask() -> int:
+        await release.wait()
+        return 7
+
+    flight = SingleFlight(ask)
+    leaving, staying = asyncio.create_task(flight.get()), asyncio.create_task(flight.get())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    release.set()
+    assert await staying == 7
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_hostile_header_is_refused_at_once_and_never_reaches_the_model(
+    gateway: httpx.AsyncClient, stub: StubTorchServe, name: str
+) -> None:
+    await gateway.get("/readyz")
+    asked = len(stub.requests)
+    reply = await gateway.post("/predict", content=HOSTILE[name], headers=PNG)
+    assert (reply.status_code, reply.json()["type"]) == (422, "/problems/unreadable-image")
+    assert len(stub.requests) == asked
+
+
+def test_the_gateway_opens_no_image_with_a_decoder() -> None:
+    assert "PIL" not in Path(image_input.__file__).read_text()
+
+
+async def test_canary_brings_a_threshold_of_its_own(
+    gateway: httpx.AsyncClient, stub: StubTorchServe
+) -> None:
+    """The factory's may belong to another path; the handler would refuse it."""
+    await gateway.get("/readyz")
+    assert stub.requests[0]["x-openset-score"] == "softmax"
+    assert float(stub.requests[0]["x-openset-tau"]) == 0.0
+
+
+async def test_own_targets_sort_the_calibration_scores_once(
+    gateway: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorts: list[str] = []
+    working = SortedScores.of
+
+    def counted(score_set: Any, score_type: str) -> SortedScores:
+        sorts.append(score_type)
+        return working(score_set, score_type)
+
+    monkeypatch.setattr(SortedScores, "of", counted)
+    for fpr in (0.02, 0.03, 0.04):
+        reply = await gateway.post(f"/predict?fpr={fpr}", content=image_bytes(), headers=PNG)
+        assert reply.json()["calibration"]["fpr"] == fpr
+    assert sorts == ["softmax"]
 
 
 @pytest.mark.parametrize("change", [{"tau": -5.0}, {"calibration": "7"}, {"score_type": "logit"}])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFile
 
 from handlers.open_set_handler import OpenSetHandler
 from openset.artifact import load_artifact
@@ -125,6 +126,36 @@ def test_without_headers_the_factory_point_applies(handler: OpenSetHandler, arti
     assert (answer["tau"], answer["score_type"], answer["calibration"]) == (
         factory["tau"], factory["score_type"], "factory",
     )  # fmt: skip
+
+
+def test_factory_point_of_another_path_is_never_applied(
+    handler: OpenSetHandler, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handler, "path", "cuda-float32-eager-0")
+    own = {"x-openset-tau": "0", "x-openset-score": "softmax"}
+    answers, context = ask(handler, artifact, [image_bytes()] * 2, [{}, own])
+    assert context.status == {0: 400}
+    assert answers[0]["type"] == "/problems/bad-operating-point"
+    assert "send x-openset-tau" in answers[0]["detail"]
+    assert answers[1]["path"] == "cuda-float32-eager-0"
+
+
+def test_memory_that_runs_out_is_not_the_images_fault(
+    handler: OpenSetHandler, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = ImageFile.ImageFile.load
+
+    def load(image: ImageFile.ImageFile) -> Any:
+        if image.width == 99:
+            raise MemoryError
+        return working(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    bodies = [image_bytes(), image_bytes(grey_image(0, (30, 99)))]
+    answers, context = ask(handler, artifact, bodies)
+    assert context.status == {1: 507}
+    assert answers[1]["type"] == "/problems/out-of-memory"
+    assert "score" in answers[0]
 
 
 BAD = {
@@ -285,9 +316,10 @@ def test_compiled_worker_warms_up_every_bucket_and_fills_batches_up_to_them(
     assert sizes == [1, 2, 4, 8]
     sizes.clear()
     bodies = [image_bytes(grey_image(seed)) for seed in range(5)]
-    answers, _ = ask(handler, artifact, bodies)
+    own = [{"x-openset-tau": "0", "x-openset-score": "softmax"}] * len(bodies)
+    answers, _ = ask(handler, artifact, bodies, own)
     assert sizes == [8]
-    alone = [ask(handler, artifact, [body])[0][0]["score"] for body in bodies]
+    alone = [ask(handler, artifact, [body], own)[0][0]["score"] for body in bodies]
     np.testing.assert_allclose(
         [answer["score"] for answer in answers], alone, atol=SCORE_TOLERANCE["float32"], rtol=0
     )

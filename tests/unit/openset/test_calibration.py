@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from openset.calibration import (
     NotCertifiable,
     OperatingPoint,
     ScoreSet,
+    SortedScores,
+    Threshold,
     choose_threshold,
     load_score_sets,
     negatives_needed,
@@ -23,6 +26,7 @@ from openset.calibration import (
     smallest_attainable_fpr,
 )
 from openset.labels import NEGATIVE
+from openset.metrics import ccr_at_tau
 
 
 @pytest.mark.parametrize(
@@ -124,10 +128,30 @@ def test_ties_lower_the_accepted_count_never_raise_it() -> None:
     assert threshold.accepted == 0
 
 
-@pytest.mark.parametrize("fpr", [0.0, 1.0, -0.1, float("nan")])
+@pytest.mark.parametrize("fpr", [0.0, 1.0, -0.1, float("nan"), 1e-320, 1e-10, 1 - 1e-10])
 def test_targets_outside_the_unit_interval_are_refused(fpr: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         choose_threshold(np.arange(1000.0), fpr=fpr)
+
+
+@pytest.mark.parametrize("confidence", [1e-17, 1 - 1e-12])
+def test_confidence_that_rounds_to_the_boundary_is_refused(confidence: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        choose_threshold(np.arange(1000.0), fpr=0.1, confidence=confidence)
+
+
+def test_sorted_scores_choose_what_the_score_set_itself_gives() -> None:
+    score_set = make_score_set()
+    scores = score_set.scores["softmax"].round(1)  # ties
+    score_set = replace(score_set, scores={"softmax": scores})
+    kept = SortedScores.of(score_set, "softmax")
+    for fpr in (0.01, 0.05, 0.3):
+        point = kept.operating_point(fpr=fpr, confidence=0.9)
+        expected = choose_threshold(score_set.negative_scores("softmax"), fpr=fpr, confidence=0.9)
+        assert Threshold(*(getattr(point, field.name) for field in fields(Threshold))) == expected
+        assert point.expected_ccr == ccr_at_tau(
+            scores, score_set.predictions, score_set.labels, tau=np.float32(point.tau)
+        )
 
 
 def test_non_finite_scores_are_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 from torchvision import transforms
 
 import openset.preprocessing
@@ -149,6 +149,27 @@ def test_bad_input_is_one_clear_error(data: bytes) -> None:
         COLOR.decode(data)
     assert "Traceback" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_more_exif_data_than_a_camera_writes_is_refused() -> None:
+    data = encoded(color_image(20, 20), "PNG", exif=b"Exif\0\0" + bytes(70_000))
+    with pytest.raises(UnreadableImage, match="EXIF"):
+        COLOR.decode(data)
+
+
+@pytest.mark.parametrize("step", ["open", "load", "exif_transpose"])
+def test_memory_that_runs_out_is_not_the_images_fault(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(color_image(20, 20))
+    owner = {"open": Image, "load": ImageFile.ImageFile, "exif_transpose": ImageOps}[step]
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(owner, step, fail)
+    with pytest.raises(MemoryError):
+        COLOR.decode(data)
 
 
 @pytest.mark.parametrize("part", range(1, 16))

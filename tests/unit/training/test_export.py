@@ -111,8 +111,10 @@ def test_new_operating_point_of_the_same_model_keeps_the_other_paths(run: Run) -
     )
 
 
-@pytest.mark.parametrize("change", [{"which": "best"}, {"verify_share": 0.5}])
-def test_paths_of_another_model_or_other_samples_are_dropped_and_named(
+@pytest.mark.parametrize(
+    "change", [{"which": "best"}, {"verify_share": 0.5}, {"scores": ["softmax"]}]
+)
+def test_paths_of_another_model_other_samples_or_other_scores_are_dropped_and_named(
     run: Run, change: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     quiet_export(run)

@@ -1,0 +1,60 @@
+"""The containers' limits against the gateway's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from api.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+MIB = 1024 * 1024
+PROGRAM_BYTES = 256 * MIB
+COPIES = 3  # of a form: the body, its parts in a temporary file (which a container keeps in memory), the images
+
+
+def service(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
+    return content["services"][name]
+
+
+def default_of(text: str) -> str:
+    """``${NAME:-default}``."""
+    found = re.fullmatch(r"\$\{\w+:-(.*)\}", text)
+    assert found is not None, text
+    return found.group(1)
+
+
+def test_uploads_in_flight_fit_the_gateways_memory() -> None:
+    gateway = service("gateway")
+    budget = int(default_of(gateway["environment"]["OPENSET_MAX_BYTES_IN_FLIGHT"]))
+    assert budget == Settings.model_fields["max_bytes_in_flight"].default
+    assert default_of(gateway["mem_limit"]) == "1g"
+    assert COPIES * budget + PROGRAM_BYTES <= 1024 * MIB
+
+
+def test_both_containers_know_the_same_deadline() -> None:
+    deadlines = {service(n)["environment"]["OPENSET_DEADLINE_S"] for n in ("gateway", "torchserve")}
+    assert {float(default_of(text)) for text in deadlines} == {
+        Settings.model_fields["deadline_s"].default
+    }
+
+
+@pytest.mark.parametrize("file", ["docker/Dockerfile.gateway", "serving/stack.py"])
+def test_admission_alone_refuses_and_never_the_web_server_in_plain_text(file: str) -> None:
+    assert "limit-concurrency" not in (ROOT / file).read_text()
+
+
+def test_gateway_image_holds_every_module_of_openset_that_the_gateway_imports() -> None:
+    used = {
+        name
+        for source in (ROOT / "api").rglob("*.py")
+        for name in re.findall(r"^from openset\.(\w+) import", source.read_text(), re.MULTILINE)
+    }
+    copied = (ROOT / "docker/Dockerfile.gateway").read_text()
+    assert used
+    assert not [name for name in used if f"openset/{name}.py" not in copied]
