@@ -178,7 +178,9 @@ async def served_by_stock(
                     await client.predict(canary, 30.0)
                     break
                 await asyncio.sleep(0.3)
-            (run_dir / "conf" / "log4j2.xml").write_text(_QUIET)
+            quiet = run_dir / "conf" / "quiet.xml"
+            quiet.write_text(_QUIET)
+            os.replace(quiet, run_dir / "conf" / "log4j2.xml")
             assert server.process is not None
             target = Target("http://torchserve", "/predictions/stock", settings.inference_socket)
             yield Running(target, target, server.process.pid)
