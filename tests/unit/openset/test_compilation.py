@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from handlers.open_set_handler import OpenSetHandler
-from openset.compilation import BUCKETS, buckets_up_to, filled_up
+from openset.compilation import BUCKETS, buckets_up_to, default_compile_cache, filled_up
+from serving.configuration import ServingSettings
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,9 @@ def test_worker_is_ready_only_after_every_size_was_warmed_up_and_recorded(
     )
     handler._warm_up(3)
     assert called == expected
+
+
+def test_worker_calibration_and_benchmark_share_one_cache_of_compiled_code(tmp_path: Path) -> None:
+    (tmp_path / "tiny.mar").touch()
+    settings = ServingSettings(model="tiny", model_store=tmp_path, run_dir=tmp_path)
+    assert settings.compile_cache == default_compile_cache()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from openset.compilation import default_compile_cache
 from serving.configuration import DEVICE_DEFAULTS, ServingSettings
 from serving.serve import add_serving_arguments, settings_from
 from serving.torchserve import TorchServe, TorchServeFailed, require_tools
@@ -110,7 +109,3 @@ def test_workers_and_batch_follow_the_device_unless_given(
     assert (given.workers, given.batch_size) == (3, 5)
     with pytest.raises(ValueError, match="workers must be at least 1"):
         parsed(tmp_path, "--workers", "0")
-
-
-def test_worker_calibration_and_benchmark_share_one_cache_of_compiled_code(tmp_path: Path) -> None:
-    assert settings(tmp_path).compile_cache == default_compile_cache()
