@@ -52,7 +52,7 @@ def test_killed_starter_leaves_no_stack_unless_it_was_to_be_kept(
 ) -> None:
     script = fake_stack(tmp_path)
     command = [sys.executable, "-c", program.format(stack=str(script), keep=keep)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     starter = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
     assert starter.stdout is not None
     said = b""
