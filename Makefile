@@ -93,11 +93,12 @@ report: install ## [PROTOCOL= MERGE=other.json]: tables and figures of the grid 
 
 # -- serve ------------------------------------------------------------------------------------------------------------
 
-serve: install ## MODEL=<name> [PORT=8000 DEVICE= PRECISION= COMPILED=1]: TorchServe and gateway on this machine
+serve: install ## MODEL=<name> [PORT=8000 DEVICE= PRECISION= COMPILED=1 WORKERS= BATCH_SIZE= GATEWAY_PROCESSES=]: TorchServe and gateway on this machine
 	$(call need,MODEL,demo)
-	@$(PY) -m serving.stack --model $(MODEL) --port $(PORT) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(if $(COMPILED),--compiled)
+	@$(PY) -m serving.stack --model $(MODEL) --port $(PORT) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(if $(COMPILED),--compiled) \
+	  $(call flag,WORKERS,--workers) $(call flag,BATCH_SIZE,--batch-size) $(call flag,GATEWAY_PROCESSES,--gateway-processes)
 
-bench: install ## serving speed against its baselines [IMAGES=<photographs> DEVICE= PRECISION= COMPILED=1 JSON= FIGURE= URL= ARGS=]; about 9 min
+bench: install ## serving speed against its baselines [IMAGES=<photographs> DEVICE= PRECISION="float32 bfloat16" COMPILED=1 JSON= FIGURE= URL= ARGS=]
 	@$(PY) benchmarks/serve.py $(call flag,IMAGES,--images) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) \
 	  $(if $(COMPILED),--compiled) $(call flag,JSON,--json) $(call flag,FIGURE,--figure) $(call flag,URL,--url) $(ARGS)
 

@@ -22,7 +22,7 @@ from openset import geometry
 from openset.answers import BadOperatingPoint, Refusal, document, read_question
 from openset.artifact import load_artifact, weights_digest
 from openset.classifier import OpenSetClassifier
-from openset.compilation import buckets_up_to
+from openset.compilation import CALLS_UNTIL_RECORDED, buckets_up_to
 from openset.image_headers import UnreadableImage
 from openset.scores import class_probabilities
 
@@ -80,8 +80,13 @@ class OpenSetHandler:
         preprocessing = self.classifier.preprocessing
         side, channels = preprocessing.image_size, preprocessing.channels
         compiled = self.classifier.path.compiled
+        calls = CALLS_UNTIL_RECORDED if compiled else 1
         for count in buckets_up_to(batch_size) if compiled else range(1, batch_size + 1):
-            self.classifier.predict(torch.zeros(count, channels, side, side, dtype=torch.uint8))
+            images = torch.zeros(count, channels, side, side, dtype=torch.uint8)
+            for _ in range(calls):
+                self.classifier.predict(images)
+        if self.classifier.device.type == "cuda":
+            torch.cuda.synchronize()  # ready means done, not queued
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: one JSON document per request, in order."""

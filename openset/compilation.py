@@ -6,6 +6,8 @@ compiled path are its own: ``PathIdentity.compiled`` belongs to the path, and a 
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,14 @@ from torch import Tensor, nn
 
 # Every size is compiled (and on CUDA recorded) for itself; sizes between are filled up.
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+# A CUDA graph: the first call of a size compiles and warms up, the second records, the third replays.
+CALLS_UNTIL_RECORDED = 3
+
+
+def default_compile_cache() -> Path:
+    """Folder of compiled code on this host, the same that ``serving`` gives its workers."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openset-serve"
 
 
 def buckets_up_to(batch_size: int) -> list[int]:
@@ -28,8 +38,10 @@ def compile_backbone(network: nn.Module, device: torch.device) -> Any:
     """The compiled network; compiling happens at the first call with each size.
 
     On a CPU the weights are frozen into the code, so that batch norm is folded into the convolutions. On CUDA each size
-    is recorded as a CUDA graph (not run on hardware yet).
+    is recorded as a CUDA graph (not run on hardware yet). Unless ``TORCHINDUCTOR_CACHE_DIR`` names another folder, the
+    code is kept where serving keeps it: a calibration or a benchmark does not compile again what a worker has compiled.
     """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_compile_cache()))
     if device.type == "cuda":
         return torch.compile(network, dynamic=False, mode="reduce-overhead")
     return torch.compile(network, dynamic=False, options={"freezing": True})

@@ -7,11 +7,18 @@ settings back from the running server.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+
+# By device: workers, largest batch, gateway processes. On a GPU two workers, so that one decodes while the other computes.
+DEVICE_DEFAULTS = {
+    "cpu": {"workers": 1, "batch_size": 8, "gateway_processes": 1},
+    "cuda": {"workers": 2, "batch_size": 32, "gateway_processes": 4},
+}
 
 INFERENCE_SOCKET = Path("ts/inference.sock")
 MANAGEMENT_SOCKET = Path("admin/management.sock")
@@ -19,6 +26,13 @@ METRICS_SOCKET = Path("admin/metrics.sock")
 _LONGEST_SOCKET_PATH = (
     100  # the kernel allows 107 bytes; TorchServe's own worker sockets lie beside ours
 )
+
+
+def device_defaults(device: str) -> dict[str, int]:
+    """Of a device; "auto" means a GPU where the driver's ``nvidia-smi`` is, by which TorchServe looks for one too."""
+    if device == "auto":
+        device = "cuda" if shutil.which("nvidia-smi") else "cpu"
+    return DEVICE_DEFAULTS[device]
 
 
 def _default_compile_cache() -> Path:
@@ -36,13 +50,14 @@ class ServingSettings:
     Attributes:
         model: name, the stem of the archive.
         model_store: folder of the archive.
-        run_dir: folder of sockets and configuration; short, private to one instance.
+        run_dir: folder of sockets and configuration; short, private to one instance. Made absolute.
         workers: processes that hold the model.
         batch_size: largest batch.
         max_batch_delay_ms: how long the first request of a batch waits for company; 0 would mean 100 ms.
         response_timeout_s: a worker that is slower is killed.
         startup_timeout_s: import, load, compile and warm-up.
-        job_queue_size: requests that may wait; a full queue answers at once.
+        job_queue_size: requests that may wait. The gateway admits what the deadline allows, deadline x throughput, and
+            bounds the bytes; the queue must hold all of that for the fastest device, and takes no memory while empty.
         device: "auto", "cpu" or "cuda"; anything but "auto" is a demand.
         precision: of the backbone, "float32" or "bfloat16".
         compiled: torch.compile in the worker; minutes at the first start, then from the cache.
@@ -61,7 +76,7 @@ class ServingSettings:
     max_batch_delay_ms: int = 1
     response_timeout_s: int = 20
     startup_timeout_s: int = 300
-    job_queue_size: int = 128
+    job_queue_size: int = 32_768
     device: str = "auto"
     precision: str = "float32"
     compiled: bool = False
@@ -72,6 +87,8 @@ class ServingSettings:
     java_heap: str = "1g"
 
     def __post_init__(self) -> None:
+        # Java starts in the run folder: a relative path would be looked for below it.
+        object.__setattr__(self, "run_dir", self.run_dir.resolve())
         if not self.archive.is_file():
             known = sorted(file.stem for file in self.model_store.glob("*.mar"))
             raise FileNotFoundError(

@@ -17,9 +17,12 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from serving.torchserve import die_with_parent
 
 RUN = Path("runs/demo")
 MODEL = "demo"
@@ -75,8 +78,8 @@ def draw(character: str, file: Path) -> bytes:
     return stream.getvalue()
 
 
-def start_stack(port: int) -> subprocess.Popen[bytes]:
-    """Start ``serving.stack`` and return when it is ready."""
+def start_stack(port: int, *, keep: bool = False) -> subprocess.Popen[bytes]:
+    """Start ``serving.stack`` and return when it is ready; unless kept, it ends with this process, even by kill -9."""
     say(
         f"\n== TorchServe and the gateway\n   python -m serving.stack --model {MODEL} --port {port}"
     )
@@ -85,7 +88,7 @@ def start_stack(port: int) -> subprocess.Popen[bytes]:
     with log.open("wb") as stream:
         stack = subprocess.Popen(
             [sys.executable, "-m", "serving.stack", "--model", MODEL, "--port", str(port)],
-            stdout=stream, stderr=stream, start_new_session=True,
+            stdout=stream, stderr=stream, start_new_session=True, preexec_fn=None if keep else die_with_parent,
         )  # fmt: skip
     started = time.monotonic()
     try:
@@ -93,7 +96,7 @@ def start_stack(port: int) -> subprocess.Popen[bytes]:
             if stack.poll() is not None:
                 sys.exit(f"the stack did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C and SIGTERM too
         stop(stack)
         raise
     say(f"   ready after {time.monotonic() - started:.0f} s (log: {log})")
@@ -106,6 +109,11 @@ def stop(stack: subprocess.Popen[bytes]) -> None:
     stack.wait()
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the demo like Ctrl-C: what it started is stopped."""
+    sys.exit(128 + number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(
@@ -114,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--keep", action="store_true", help="leave the stack running")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _end)
     if sys.stdout.isatty():
         say(
             "The demo takes 3 to 6 minutes on two CPU cores; all it makes lies in runs/, model_store/ and .run/."
@@ -132,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         MODEL,
     )
     step("archive", "serving.archive", "--artifact", str(RUN / "artifact"), "--name", MODEL)
-    stack = start_stack(arguments.port)
+    stack = start_stack(arguments.port, keep=arguments.keep)
     url = f"http://127.0.0.1:{arguments.port}"
     try:
         tell_story(url)

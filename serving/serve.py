@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serving.archive import MODEL_STORE
-from serving.configuration import ServingSettings
+from serving.configuration import ServingSettings, device_defaults
 from serving.supervisor import Supervisor
 from serving.torchserve import TorchServeFailed
 
@@ -42,8 +42,8 @@ def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder of compiled code; default: ~/.cache/openset-serve",
     )
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--workers", type=int, help="default: 1, on a GPU 2")
+    parser.add_argument("--batch-size", type=int, help="default: 8, on a GPU 32")
     parser.add_argument(
         "--max-batch-delay-ms",
         type=int,
@@ -66,12 +66,14 @@ def run_folder(given: Path | None) -> Iterator[Path]:
 
 def settings_from(arguments: argparse.Namespace, run_dir: Path) -> ServingSettings:
     """Serving settings from parsed arguments."""
+    defaults = device_defaults(arguments.device)
+    workers, batch_size = arguments.workers, arguments.batch_size
     return ServingSettings(
         model=arguments.model,
         model_store=arguments.model_store,
         run_dir=run_dir,
-        workers=arguments.workers,
-        batch_size=arguments.batch_size,
+        workers=defaults["workers"] if workers is None else workers,
+        batch_size=defaults["batch_size"] if batch_size is None else batch_size,
         max_batch_delay_ms=arguments.max_batch_delay_ms,
         device=arguments.device,
         precision=arguments.precision,

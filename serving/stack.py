@@ -19,7 +19,7 @@ from pathlib import Path
 
 import aiohttp
 
-from serving.configuration import ServingSettings
+from serving.configuration import ServingSettings, device_defaults
 from serving.serve import add_serving_arguments, run_folder, settings_from, stop_event
 from serving.supervisor import Supervisor
 from serving.torchserve import TorchServeFailed, die_with_parent
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     add_serving_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--gateway-processes", type=int, default=1)
+    parser.add_argument("--gateway-processes", type=int, help="default: 1, on a GPU 4")
     parser.add_argument(
         "--database-url", help="default: a SQLite file beside the archive, <model>.calibrations.db"
     )
@@ -189,7 +189,8 @@ def main(argv: list[str] | None = None) -> int:
             settings,
             host=arguments.host,
             port=arguments.port,
-            processes=arguments.gateway_processes,
+            processes=arguments.gateway_processes
+            or device_defaults(arguments.device)["gateway_processes"],
             database_url=arguments.database_url or f"sqlite:///{database.resolve()}",
         )
         return asyncio.run(run_stack(settings, gateway))

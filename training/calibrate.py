@@ -12,13 +12,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from openset.artifact import CALIBRATION, BrokenArtifact, load_artifact
-from openset.calibration import load_score_sets, save_score_sets
+from openset.artifact import CALIBRATION, BrokenArtifact, load_artifact, weights_digest
+from openset.calibration import ScoreSet, load_score_sets, save_score_sets
 from openset.preprocessing import UnreadableImage
+from training.artifact_folder import locked, recover
 from training.data import MissingClasses
 from training.runs import Run
-from training.scoring import require_device, score_split
+from training.scoring import left_out, require_device, score_split
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +30,14 @@ def calibrate(run: Run, *, device: str, precision: str, compiled: bool = False) 
 
     Raises:
         BrokenArtifact: the run has not been exported.
-        ValueError: no such device here, or the data no longer hold the calibration samples.
+        ValueError: no such device here, the data no longer hold the calibration samples, or the artifact was exported
+            anew while it was scored.
     """
+    recover(run.artifact)
     classifier = load_artifact(
         run.artifact, device=require_device(device), precision=precision, compiled=compiled
     )
+    weights = weights_digest(run.artifact)
     score_sets = load_score_sets(run.artifact / CALIBRATION)
     if not score_sets:
         raise BrokenArtifact(f"{run.artifact} holds no calibration scores; export the run again")
@@ -47,10 +52,28 @@ def calibrate(run: Run, *, device: str, precision: str, compiled: bool = False) 
     scored = score_split(
         classifier, split, data.preprocessing, workers=run.config.workers, description="calibration"
     )
-    path = classifier.path.key
-    others = [score_set for key, score_set in score_sets.items() if key != path]
-    save_score_sets(run.artifact / CALIBRATION, [*others, scored.score_set(path)])
-    return path
+    for note in left_out(split, scored):
+        logger.warning("%s", note)
+    own = scored.score_set(classifier.path.key)
+    _add(run.artifact, own, weights=weights, wanted=wanted)
+    return own.path
+
+
+def _add(artifact: Path, own: ScoreSet, *, weights: str, wanted: NDArray[np.str_]) -> None:
+    """Put a score set beside those that are there now; others may have come while it was scored."""
+    with locked(artifact):
+        present = load_score_sets(artifact / CALIBRATION)
+        first = next(iter(present.values()))
+        if (
+            weights_digest(artifact) != weights
+            or not np.array_equal(first.sample_ids, wanted)
+            or first.scores.keys() != own.scores.keys()
+        ):
+            raise ValueError(
+                f"{artifact} was exported anew while it was scored; its scores are left as they are. Calibrate again"
+            )
+        others = [score_set for key, score_set in present.items() if key != own.path]
+        save_score_sets(artifact / CALIBRATION, [*others, own])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,6 +36,7 @@ from openset.labels import NEGATIVE, is_negative
 from openset.model_card import DEFAULT_SCORES
 from openset.preprocessing import UnreadableImage
 from openset.scores import DEFAULT_SCORE
+from training.artifact_folder import locked, recover, replace_artifact
 from training.data import MissingClasses, split_validation
 from training.runs import Run
 from training.score_fitting import need_fitting, scoring_classifier
@@ -81,6 +82,7 @@ def export(
         ValueError: no such device here, a share or target out of range.
     """
     require_device(device)
+    recover(run.artifact)
     if not 0 <= verify_share < 1:
         raise ValueError(f"verify_share must lie in [0, 1), got {verify_share!r}")
     names = list(scores or run.config.scores or DEFAULT_SCORES)
@@ -128,9 +130,10 @@ def export(
         staging,
         card.with_changes(default_score=score_type, factory=point.to_dict(), training=facts),
     )
-    save_score_sets(staging / CALIBRATION, [calibration, *_other_paths(run.artifact, calibration)])
-    shutil.rmtree(run.artifact, ignore_errors=True)
-    staging.rename(run.artifact)
+    with locked(run.artifact):  # what a calibration adds meanwhile is not lost
+        kept = _other_paths(run.artifact, calibration)
+        save_score_sets(staging / CALIBRATION, [calibration, *kept])
+        replace_artifact(staging, run.artifact)
     verification = scored.subset(parts.verification)
     verification.save(run.folder / VERIFICATION)
     _tell(point, verification)

@@ -73,6 +73,12 @@ async def predict(arguments: argparse.Namespace) -> int:
     if count.unanswered:
         print(f"{said}\nerror: give the same command again to ask about those", file=sys.stderr)
         return 1
+    if len(used := journal.calibrations()) > 1:
+        print(
+            f"warning: the threshold was changed meanwhile; the column calibration_id says which row was decided by which "
+            f"of {', '.join(map(str, used))}",
+            file=sys.stderr,
+        )
     print(f"{said}\nwritten: {out} ({journal.finish()} rows)", file=sys.stderr)
     return 0
 

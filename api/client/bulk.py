@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from api.client.results import Journal, Row, row_of
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 # Answers that say "later"; all others are final for this image.
-_LATER = (408, 429, 502, 503, 504)
+_LATER = (408, 429, 500, 502, 503, 504, 507)
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 15.0
 
@@ -87,10 +89,41 @@ def files_under(folder: Path) -> Iterator[str]:
 
 
 async def lines_of(stream: TextIO) -> AsyncIterator[str]:
-    """Paths that arrive on a stream, one a line."""
-    while line := await asyncio.to_thread(stream.readline):
-        if path := line.rstrip("\r\n"):
-            yield path
+    """Paths that arrive on a stream, one a line; whoever stops listening need not wait for the next."""
+    rest = b""
+    while block := await _block_of(stream.fileno()):
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            if path := line.rstrip(b"\r"):
+                yield os.fsdecode(path)
+    if path := rest.rstrip(b"\r"):
+        yield os.fsdecode(path)
+
+
+async def _block_of(file: int) -> bytes:
+    """What arrives next, empty at the end; read by a daemon thread, which no end of the program waits for."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Future[bytes] = loop.create_future()
+
+    def hand_over(block: bytes | OSError) -> None:
+        if arrived.done():  # nobody listens any more
+            return
+        if isinstance(block, OSError):
+            arrived.set_exception(block)
+        else:
+            arrived.set_result(block)
+
+    def read() -> None:
+        block: bytes | OSError
+        try:
+            block = os.read(file, 65_536)
+        except OSError as error:
+            block = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(hand_over, block)
+
+    threading.Thread(target=read, daemon=True).start()
+    return await arrived
 
 
 @dataclass
@@ -166,7 +199,7 @@ async def _one(
     try:
         facts = await asyncio.to_thread(os.stat, path)
         file = [facts.st_size, facts.st_mtime_ns]
-        if journal.done.get(path) == file:
+        if journal.knows(path, file):
             count.skipped += 1
             return
         image = await asyncio.to_thread(Path(path).read_bytes)

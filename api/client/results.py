@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,8 +39,14 @@ class CannotResume(ValueError):
     """The journal or the result belongs to something else."""
 
 
+def text_of(path: str) -> str:
+    r"""A path as text: bytes of a file name that are not UTF-8 become ``\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def row_of(path: str, status: int, answer: dict[str, Any]) -> Row:
     """One line of the table from an answer of ``POST /predict``, or from its problem."""
+    path = text_of(path)
     if status != 200:
         problem = {"problem": answer.get("type"), "detail": answer.get("detail")}
         return {"path": path, "status": status, **problem}
@@ -64,7 +71,7 @@ class Journal:
         identity: what all answers must share; another one on resuming is refused.
 
     Raises:
-        CannotResume: the result exists already, or the journal was begun with another identity.
+        CannotResume: the result exists already, another client writes the journal, or it was begun with another identity.
     """
 
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
@@ -74,21 +81,39 @@ class Journal:
             raise CannotResume(
                 f"{out} exists already; remove it or name another file with --out (nothing was changed)"
             )
-        known = self.file.read_bytes().split(b"\n") if self.file.exists() else []
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self.file.open("ab", buffering=0)
+        try:
+            lines = self._lines_so_far(identity)
+        except CannotResume:
+            self._stream.close()
+            raise
+        self.done: dict[str, list[int]] = {line["row"]["path"]: line["file"] for line in lines[1:]}
+        if not lines:
+            self._write(identity)
+
+    def _lines_so_far(self, identity: dict[str, Any]) -> list[dict[str, Any]]:
+        """The whole lines of the journal, which from now on is ours alone; a broken last one is cut off."""
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotResume(
+                f"another client is writing {self.file}; wait for it, or name another --out"
+            ) from None
+        known = self.file.read_bytes().split(b"\n")
         lines = [orjson.loads(line) for line in known[:-1]]  # the last is empty, or broken
         if lines and lines[0] != identity:
             raise CannotResume(
                 f"{self.file} was begun with {orjson.dumps(lines[0]).decode()}, now it is "
                 f"{orjson.dumps(identity).decode()}; remove it to begin anew, or name another --out"
             )
-        self.done: dict[str, list[int]] = {line["row"]["path"]: line["file"] for line in lines[1:]}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if known and known[-1]:
-            with self.file.open("r+b") as stream:
-                stream.truncate(sum(len(line) + 1 for line in known[:-1]))
-        self._stream = self.file.open("ab", buffering=0)
-        if not lines:
-            self._write(identity)
+        if known[-1]:
+            self._stream.truncate(sum(len(line) + 1 for line in known[:-1]))
+        return lines
+
+    def knows(self, path: str, file: list[int]) -> bool:
+        """Whether it holds an answer about this state of the file."""
+        return self.done.get(text_of(path)) == file
 
     def _write(self, content: dict[str, Any]) -> None:
         self._stream.write(orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE))
@@ -113,6 +138,11 @@ class Journal:
                 newest[row["path"]] = row
         for path in sorted(newest):
             yield newest[path]
+
+    def calibrations(self) -> list[int]:
+        """Ids of the calibrations that decided; more than one where the threshold was changed on the way."""
+        ids = {row.get("calibration_id") for row in self.rows()}
+        return sorted(number for number in ids if number is not None)
 
     def close(self) -> None:
         """Close the file; the next run goes on from here."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +33,7 @@ class Target:
         path: of the call, with its query.
         socket: Unix socket to connect to instead of the host in ``url``.
         headers: of every request.
+        images: in a request; more than one make it a batch, which is good when every image of it is.
     """
 
     url: str
@@ -39,6 +42,7 @@ class Target:
     headers: dict[str, str] = field(
         default_factory=lambda: {"content-type": "application/octet-stream"}
     )
+    images: int = 1
 
     def session(self, timeout_s: float) -> aiohttp.ClientSession:
         """A client without a limit of connections; must be made inside a running loop."""
@@ -61,12 +65,14 @@ class Outcome:
         seconds: from due to the whole answer, (N,).
         statuses: HTTP status of each, or ``NO_ANSWER``, (N,).
         duration_s: of the load.
+        lag: seconds from due until the generator really sent it, (N,): its own part of ``seconds``; of an open loop.
     """
 
     due: NDArray[np.float64]
     seconds: NDArray[np.float64]
     statuses: NDArray[np.int64]
     duration_s: float
+    lag: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @property
     def good(self) -> NDArray[np.bool_]:
@@ -88,6 +94,17 @@ class Outcome:
         values = self.seconds[self.good if of is None else of]
         return float(np.quantile(values, quantile)) if len(values) else None
 
+    def latency_of_all(self, quantile: float) -> float:
+        """Quantile of the latency of all requests in seconds, where what is not answered with 200 takes for ever."""
+        seconds = np.sort(np.where(self.good, self.seconds, np.inf))
+        return (
+            float(seconds[math.ceil(quantile * (len(seconds) - 1))]) if len(seconds) else math.inf
+        )
+
+    def lag_ms(self, quantile: float) -> float | None:
+        """Quantile of the generator's own lag in milliseconds; None for a closed loop."""
+        return round(float(np.quantile(self.lag, quantile)) * 1e3, 3) if len(self.lag) else None
+
     @property
     def refused(self) -> NDArray[np.bool_]:
         """Which requests were refused with 503, (N,)."""
@@ -106,14 +123,35 @@ class Outcome:
                 f"{name}_ms": None if (value := self.latency(q)) is None else round(value * 1e3, 3)
                 for name, q in QUANTILES.items()
             },
+            **(
+                {"generator_lag_p99_ms": self.lag_ms(0.99), "generator_lag_max_ms": self.lag_ms(1)}
+                if len(self.lag)
+                else {}
+            ),
         }
 
 
-def outcome_of(records: Sequence[tuple[float, float, int]], duration_s: float) -> Outcome:
-    """From (due, seconds, status) of each request."""
-    due, seconds, statuses = zip(*records, strict=True) if records else ((), (), ())
+def outcome_of(records: Sequence[tuple[float, ...]], duration_s: float) -> Outcome:
+    """From (due, seconds, status), and in an open loop the lag, of each request."""
+    due, seconds, statuses, *lag = zip(*records, strict=True) if records else ((), (), ())
     return Outcome(
-        np.array(due, float), np.array(seconds, float), np.array(statuses, int), duration_s
+        np.array(due, float),
+        np.array(seconds, float),
+        np.array(statuses, int),
+        duration_s,
+        np.array(lag[0] if lag else (), float),
+    )
+
+
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """Several generators' shares of one load."""
+    return Outcome(
+        *(
+            np.concatenate([getattr(outcome, name) for outcome in outcomes])
+            for name in ("due", "seconds", "statuses")
+        ),
+        max(outcome.duration_s for outcome in outcomes),
+        np.concatenate([outcome.lag for outcome in outcomes]),
     )
 
 
@@ -121,11 +159,20 @@ async def _post(session: aiohttp.ClientSession, target: Target, body: bytes) -> 
     """Status, and after how many seconds the server wants to be asked again."""
     try:
         async with session.post(target.path, data=body, headers=target.headers) as response:
-            await response.read()
+            answer = await response.read()
             later = response.headers.get("retry-after", "")
-            return response.status, float(later) if later.isdecimal() else 0.0
+            status = response.status
+            if status == 200 and target.images > 1:
+                status = _status_of_batch(answer)
+            return status, float(later) if later.isdecimal() else 0.0
     except (aiohttp.ClientError, OSError, TimeoutError):
         return NO_ANSWER, 0.0
+
+
+def _status_of_batch(answer: bytes) -> int:
+    """200 if every image of the batch has it, else the first other."""
+    statuses = [item["status"] for item in json.loads(answer)["results"]]
+    return next((int(status) for status in statuses if status != 200), 200)
 
 
 async def closed_loop(
@@ -141,7 +188,7 @@ async def closed_loop(
     A connection that is refused waits as long as it is told to: without that a closed loop hammers. The rate counts the
     time until the last answer, so that no work is counted for free.
     """
-    records: list[tuple[float, float, int]] = []
+    records: list[tuple[float, ...]] = []
     following = itertools.cycle(bodies)
     async with target.session(timeout_s) as session:
         started = time.perf_counter()
@@ -164,34 +211,32 @@ async def open_loop(
     rate: float,
     seconds: float,
     timeout_s: float = 60.0,
-    every_second: Callable[[], Awaitable[None]] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Outcome:
     """Send ``rate`` requests a second, evenly spaced, whether or not earlier ones were answered.
 
     Args:
         target: where to.
         bodies: sent in turn.
-        rate: requests a second.
+        rate: requests a second, > 0.
         seconds: how long requests are due; their answers are waited for.
         timeout_s: a request without an answer after this counts as ``NO_ANSWER``.
-        every_second: called once a second meanwhile.
+        share: (i, n): this generator sends every n-th request from the i-th on; n of them make the whole load.
     """
-    records: list[tuple[float, float, int]] = []
+    records: list[tuple[float, ...]] = []
+    first, step = share
     async with target.session(timeout_s) as session, asyncio.TaskGroup() as tasks:
         started = time.perf_counter()
 
         async def one(due: float, body: bytes) -> None:
+            lag = time.perf_counter() - started - due
             status, _ = await _post(session, target, body)
-            records.append((due, time.perf_counter() - started - due, status))
+            records.append((due, time.perf_counter() - started - due, status, lag))
 
-        tick = 1.0
-        for number in range(max(1, round(rate * seconds))):
+        for number in range(first, max(1, round(rate * seconds)), step):
             due = number / rate
             if (early := started + due - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
             tasks.create_task(one(due, bodies[number % len(bodies)]))
-            if every_second is not None and due >= tick:
-                tick += 1.0
-                await every_second()
     # What is still queued when the last request was due belongs to the time it takes.
     return outcome_of(records, max(seconds, time.perf_counter() - started))

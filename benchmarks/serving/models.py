@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.serving.report import say
 from openset.artifact import load_artifact, save_artifact
 from openset.calibration import ScoreSet, operating_point
 from openset.classifier import OpenSetClassifier
@@ -84,11 +85,15 @@ def random_artifact(
 
 
 class _Logits(nn.Module):
-    def __init__(self, network: nn.Module, head: Head) -> None:
+    def __init__(self, network: nn.Module, head: Head, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.network, self.head = network, head
+        self.network, self.head, self.side = network, head, preprocessing.image_size
+        self.grey = preprocessing.mode == "L"
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.grey:  # the stock handler makes colour images of 224 px alone
+            grey = images.mean(dim=1, keepdim=True)
+            images = nn.functional.adaptive_avg_pool2d(grey, self.side)
         logits: Tensor = self.head(self.network(images)).logits
         return logits
 
@@ -96,7 +101,8 @@ class _Logits(nn.Module):
 def stock_archive(artifact: Path, store: Path) -> Path:
     """The same weights as TorchScript with TorchServe's own ``image_classifier``, packed as its users pack it."""
     classifier = load_artifact(artifact)
-    module = _Logits(classifier.network, classifier.head).to(memory_format=torch.contiguous_format)
+    module = _Logits(classifier.network, classifier.head, classifier.preprocessing)
+    module.to(memory_format=torch.contiguous_format)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer deprecates itself
         traced = torch.jit.trace(module.eval(), torch.zeros(1, 3, 224, 224))
@@ -115,13 +121,29 @@ def stock_archive(artifact: Path, store: Path) -> Path:
 
 
 def photographs(folder: Path | None, count: int) -> list[bytes]:
-    """JPEG files of a folder (colour only: a grey one fails a whole batch of the stock handler), or rendered ones."""
+    """JPEG files of a folder (colour only: a grey one fails a whole batch of the stock handler), or rendered ones.
+
+    Raises:
+        ValueError: the folder holds no colour JPEG.
+    """
     if folder is not None:
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))  # fmt: skip
-        found = [file.read_bytes() for file in files if _is_colour(file)]
+        found: list[bytes] = []
+        grey = 0
+        for file in files:
+            if len(found) == count:
+                break
+            if _is_colour(file):
+                found.append(file.read_bytes())
+            else:
+                grey += 1
         if not found:
             raise ValueError(f"{folder} holds no colour JPEG; name another folder with --images")
-        return found[:count]
+        if grey:
+            say(
+                f"{len(found)} of the first {len(found) + grey} photographs are used, {grey} are not in colour and left out"
+            )
+        return found
     return [_rendered(seed) for seed in range(count)]
 
 

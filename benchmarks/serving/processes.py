@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,14 @@ import aiohttp
 import psutil
 
 from benchmarks.serving.load import Target
-from serving.configuration import ServingSettings
-from serving.torchserve import ManagementClient, TorchServe, TorchServeFailed
+from benchmarks.serving.plan import Plan
+from benchmarks.serving.report import say
+from serving.configuration import LOG4J2, ServingSettings
+from serving.torchserve import ManagementClient, TorchServe, TorchServeFailed, die_with_parent
 
 ROOT = Path(__file__).parents[2]
 _START_SECONDS = 3600.0
+_RELOAD_SECONDS = 1
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,23 @@ def _free_port() -> int:
         return port
 
 
+@contextlib.contextmanager
+def _run_folder(name: str) -> Iterator[Path]:
+    """A short folder for sockets and ``log``; goes at the end, but after a failure its log is kept and named."""
+    folder = Path(tempfile.mkdtemp(prefix="osb-"))
+    try:
+        yield folder
+    except Exception:
+        log = folder / "log"
+        if log.exists():
+            kept = Path(tempfile.gettempdir()) / f"{folder.name}-{name}.log"
+            shutil.copyfile(log, kept)
+            say(f"the server's own messages are kept in {kept}")
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.asynccontextmanager
 async def served_by_stack(
     store: Path, model: str, arguments: list[str], environment: dict[str, str]
@@ -85,68 +105,84 @@ async def served_by_stack(
     """``python -m serving.stack``: TorchServe with our handler, and the gateway.
 
     Raises:
-        TorchServeFailed: it did not start; holds what it said.
+        TorchServeFailed: it did not start, or ended before it was told to; holds what it said.
     """
-    run_dir, port = Path(tempfile.mkdtemp(prefix="osb-")), _free_port()
-    log = run_dir / "log"
-    command = [
-        sys.executable, "-m", "serving.stack", "--model", model, "--model-store", str(store), "--run-dir", str(run_dir),
-        "--port", str(port), *arguments,
-    ]  # fmt: skip
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=stream, stderr=stream, env={**os.environ, **environment}
-        )
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while "ready: " not in log.read_text():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise TorchServeFailed(f"the stack did not start:\n{log.read_text()[-3000:]}")
-            await asyncio.sleep(0.1)
-        socket_file = run_dir / "ts" / "inference.sock"
-        yield Running(
-            Target(f"http://127.0.0.1:{port}"),
-            Target("http://torchserve", f"/predictions/{model}", socket_file),
-            process.pid,
-        )
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(process.wait)
-        shutil.rmtree(run_dir, ignore_errors=True)
+    with _run_folder(model) as run_dir:
+        port, log = _free_port(), run_dir / "log"
+        command = [
+            sys.executable, "-m", "serving.stack", "--model", model, "--model-store", str(store), "--run-dir", str(run_dir),
+            "--port", str(port), *arguments,
+        ]  # fmt: skip
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=stream, stderr=stream, env={**os.environ, **environment},
+                preexec_fn=die_with_parent,
+            )  # fmt: skip
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while "ready: " not in log.read_text():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise TorchServeFailed(f"the stack did not start:\n{log.read_text()[-3000:]}")
+                await asyncio.sleep(0.1)
+            socket_file = run_dir / "ts" / "inference.sock"
+            yield Running(
+                Target(f"http://127.0.0.1:{port}"),
+                Target("http://torchserve", f"/predictions/{model}", socket_file),
+                process.pid,
+            )
+            if process.poll() is not None:
+                raise TorchServeFailed(
+                    f"the stack ended while it was measured:\n{log.read_text()[-3000:]}"
+                )
+        finally:
+            process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(process.wait)
+
+
+# The stock worker logs every batch; ours does not. Once it is ready its level falls to that of ours.
+_RELOADED = LOG4J2.replace('status="ERROR"', f'status="ERROR" monitorInterval="{_RELOAD_SECONDS}"')
+_QUIET = _RELOADED.replace('name="MODEL_LOG" level="info"', 'name="MODEL_LOG" level="warn"')
 
 
 @contextlib.asynccontextmanager
 async def served_by_stock(
-    store: Path, canary: bytes, *, batch_size: int, device: str
+    store: Path, canary: bytes, *, batch_size: int, plan: Plan
 ) -> AsyncIterator[Running]:
-    """TorchServe with its stock handler: same Java, sockets, logging, worker and threads as ours.
+    """TorchServe with its stock handler: same Java, sockets, workers, threads and, once ready, logging as ours.
 
     Raises:
-        TorchServeFailed: it did not start.
+        TorchServeFailed: it did not start; holds what it said.
     """
-    run_dir = Path(tempfile.mkdtemp(prefix="osb-"))
-    settings = ServingSettings(
-        model="stock",
-        model_store=store,
-        run_dir=run_dir,
-        batch_size=batch_size,
-        device=device,
-        response_timeout_s=120,
-    )
-    server, client = TorchServe(settings), ManagementClient(settings)
-    await server.start()
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            if not server.alive or time.monotonic() > deadline:
-                raise TorchServeFailed("the stock server did not start; see its messages above")
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, TorchServeFailed):
-                await client.predict(canary, 30.0)
-                break
-            await asyncio.sleep(0.3)
-        assert server.process is not None
-        target = Target("http://torchserve", "/predictions/stock", settings.inference_socket)
-        yield Running(target, target, server.process.pid)
-    finally:
-        await server.stop()
-        shutil.rmtree(run_dir, ignore_errors=True)
+    with _run_folder(f"stock-{batch_size}") as run_dir, (run_dir / "log").open("wb") as output:
+        settings = ServingSettings(
+            model="stock",
+            model_store=store,
+            run_dir=run_dir,
+            batch_size=batch_size,
+            workers=plan.workers,
+            device=plan.device,
+            response_timeout_s=120,
+        )
+        server, client = (
+            TorchServe(settings, output=output, logging=_RELOADED),
+            ManagementClient(settings),
+        )
+        try:
+            await server.start()
+            deadline = time.monotonic() + _START_SECONDS
+            while True:
+                if not server.alive or time.monotonic() > deadline:
+                    said = (run_dir / "log").read_text(errors="replace")[-3000:]
+                    raise TorchServeFailed(f"the stock server did not start:\n{said}")
+                with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, TorchServeFailed):  # fmt: skip
+                    await client.predict(canary, 30.0)
+                    break
+                await asyncio.sleep(0.3)
+            quiet = run_dir / "conf" / "quiet.xml"
+            quiet.write_text(_QUIET)
+            os.replace(quiet, run_dir / "conf" / "log4j2.xml")
+            assert server.process is not None
+            target = Target("http://torchserve", "/predictions/stock", settings.inference_socket)
+            yield Running(target, target, server.process.pid)
+        finally:
+            await server.stop()

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.serving.load import QUANTILES
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -54,6 +56,18 @@ class Report:
         print(line_of(row), flush=True)
         self.save()
 
+    def failed(self, part: str, error: BaseException) -> None:
+        """Say and keep that a part could not be measured."""
+        said = f"{type(error).__name__}: {error}"
+        self.details.setdefault("failed", {})[part] = said
+        say(f"{part} failed and is left out: {said}")
+        self.save()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part was measured."""
+        return "failed" not in self.details
+
     def save(self) -> None:
         """Write the file."""
         if self.file is None:
@@ -66,12 +80,13 @@ class Report:
     def ratio(
         self, name: str, value: float, unit: str, baseline: float, against: str, *, at_least: float | None
     ) -> None:  # fmt: skip
-        """Add a claim of a ratio."""
-        ratio = value / baseline
+        """Add a claim of a ratio; without a baseline above 0 there is none, and an aim is missed."""
+        ratio = value / baseline if baseline > 0 else None
         self.add(
-            name, round(value, 3), unit, baseline=round(baseline, 3), against=against, ratio=round(ratio, 3),
+            name, round(value, 3), unit, baseline=round(baseline, 3), against=against,
+            ratio=None if ratio is None else round(ratio, 3),
             aim="" if at_least is None else f">= {at_least:g}",
-            met=None if at_least is None else ratio >= at_least,
+            met=None if at_least is None else ratio is not None and ratio >= at_least,
         )  # fmt: skip
 
 
@@ -81,7 +96,7 @@ def line_of(row: Row) -> str:
     value = "-" if row.value is None else f"{row.value:.3f}"
     against = "" if row.baseline is None else f"{row.baseline:.3f} {row.against}"
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-    return f"{row.name:58} {value:>10} {row.unit:9} {against:42} {ratio:>7} {row.aim:18} {met}{row.command or ''}"
+    return f"{row.name:74} {value:>10} {row.unit:9} {against:52} {ratio:>7} {row.aim:18} {met}{row.command or ''}"
 
 
 def say(text: str) -> None:
@@ -115,24 +130,27 @@ def machine() -> dict[str, Any]:
 
 
 def draw(report: Report, file: Path) -> None:
-    """Latency and goodput against load."""
+    """Latency and goodput against load, one column for each measured path."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    curve = report.details["latency against load"]
-    offered = [point["offered"] for point in curve]
-    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
-    for name in ("p50", "p95", "p99"):
-        above.plot(offered, [point[f"{name}_ms"] for point in curve], marker="o", label=name)
-    above.set(yscale="log", ylabel="latency of answers, ms")
-    above.legend()
-    below.plot(offered, [point["goodput"] for point in curve], marker="o", label="goodput")
-    below.plot(offered, offered, color="grey", linestyle=":", label="offered")
-    below.set(xlabel="offered load, images/s (open loop)", ylabel="images/s")
-    below.legend()
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
+    curves = report.details["latency against load"]
+    figure, axes = plt.subplots(
+        2, len(curves), figsize=(1 + 6 * len(curves), 6), sharex="col", layout="constrained", squeeze=False
+    )  # fmt: skip
+    for (above, below), (what, curve) in zip(axes.T, curves.items(), strict=True):
+        offered = [point["offered"] for point in curve]
+        for name in QUANTILES:
+            above.plot(offered, [point[f"{name}_ms"] for point in curve], marker="o", label=name)
+        above.set(yscale="log", ylabel="latency of answers, ms", title=what)
+        above.legend()
+        below.plot(offered, [point["goodput"] for point in curve], marker="o", label="goodput")
+        below.plot(offered, offered, color="grey", linestyle=":", label="offered")
+        below.set(xlabel="offered load, images/s (open loop)", ylabel="images/s")
+        below.legend()
+    for one in axes.flat:
+        one.grid(alpha=0.3)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=100)

@@ -152,14 +152,22 @@ def test_benchmark_smoke_run_fills_every_row_it_can(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     content = json.loads(file.read_text())
     assert content["machine"]["cores"] >= 1
-    assert len(content["latency against load"]) == 6
+    assert all(len(curve) == 6 for curve in content["latency against load"].values())
+    assert set(content["latency against load"]) == {
+        f"lenet_plus_plus, {precision}, cpu" for precision in content["plan"]["precisions"]
+    }
     for row in content["rows"]:
         assert set(row) == {
             "name", "value", "unit", "baseline", "against", "ratio", "aim", "met", "command",
         }  # fmt: skip
-        if "refusals" not in row["name"]:  # there may be none on a slow machine
+        if not row["name"].startswith(
+            "   "
+        ):  # there may be no refusal, or a failure, on a slow machine
             assert (row["value"] is None) == (row["command"] is not None), row["name"]
     names = " ".join(row["name"] for row in content["rows"])
-    for part in ("goodput", "p99 / p50", "added p50", "/calibrate", "requests/s", "batch endpoint"):
+    assert len({row["name"] for row in content["rows"]}) == len(content["rows"])
+    for part in (
+        "goodput", "p99 / p50", "p99.9", "added p50", "/calibrate", "requests/s", "batch endpoint", "stock handler",
+    ):  # fmt: skip
         assert part in names
     assert figure.stat().st_size > 1000

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import csv
 import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from api.client.__main__ import main
-from api.client.bulk import Count, Gateway, GatewayRefuses, predict_all
+from api.client.bulk import Count, Gateway, GatewayRefuses, lines_of, predict_all
 from api.client.results import COLUMNS, CannotResume, Journal, write_csv, write_parquet
 
 IDENTITY = {"model_sha256": "0" * 64, "fpr": None}
@@ -27,6 +29,10 @@ ANSWER = {
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+async def model(request: web.Request) -> web.Response:
+    return web.json_response({"sha256": "0" * 64})
+
+
 @pytest.fixture
 async def serve() -> AsyncIterator[Callable[[Handler], Awaitable[Gateway]]]:
     """``await serve(handler)`` -> a gateway whose ``/predict`` is the handler."""
@@ -35,6 +41,7 @@ async def serve() -> AsyncIterator[Callable[[Handler], Awaitable[Gateway]]]:
     async def start(handler: Handler) -> Gateway:
         app = web.Application()
         app.router.add_post("/predict", handler)
+        app.router.add_get("/model", model)
         runner = web.AppRunner(app)
         runners.append(runner)
         await runner.setup()
@@ -239,3 +246,96 @@ def test_nobody_there_is_one_clear_error(
     assert "no gateway answers at http://127.0.0.1:9" in said
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+async def test_file_name_that_is_not_utf8_has_its_row_and_is_not_asked_twice(
+    serve: Any, tmp_path: Path
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(ANSWER)
+
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfc\xdf.png")
+    Path(path).write_bytes(b"x")
+    gateway, journal = await serve(handler), Journal(tmp_path / "r.csv", IDENTITY)
+    assert (await ask(gateway, journal, path)).asked == 1
+    journal.close()
+    again = Journal(tmp_path / "r.csv", IDENTITY)
+    assert (await ask(gateway, again, path)).skipped == 1
+    assert again.finish() == 1
+    assert r"gr\xfc\xdf.png" in (tmp_path / "r.csv").read_text()
+
+
+async def test_failure_of_the_gateway_is_no_final_answer(serve: Any, tmp_path: Path) -> None:
+    asked = 0
+
+    async def once(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=500) if asked == 1 else web.json_response(ANSWER)
+
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    count = await ask(await serve(once), journal, *some_files(tmp_path, 1))
+    assert (count.unknown, count.refused) == (1, 0)
+    journal.close()
+
+
+def test_journal_is_written_by_one_client_at_a_time(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "r.csv", IDENTITY)
+    with pytest.raises(CannotResume, match="another client is writing"):
+        Journal(tmp_path / "r.csv", IDENTITY)
+    first.close()
+    Journal(tmp_path / "r.csv", IDENTITY).close()
+
+
+async def test_threshold_that_was_changed_between_two_runs_is_named(
+    serve: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = 0
+
+    async def handler(request: web.Request) -> web.Response:
+        nonlocal number
+        number += 1
+        return web.json_response({**ANSWER, "calibration": {"id": 2 + number, "fpr": 0.01}})
+
+    gateway = await serve(handler)
+    some_files(tmp_path, 2)
+    arguments = ["predict", str(tmp_path), "--url", gateway.url, "--concurrency", "1", "--out"]
+    assert await asyncio.to_thread(main, [*arguments, str(tmp_path / "r.csv")]) == 0
+    assert "of 3, 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends", ["interrupt", "key"])
+async def test_client_that_waits_for_paths_ends_at_once(
+    serve: Any, tmp_path: Path, ends: str
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(ANSWER, status=401 if ends == "key" else 200)
+
+    gateway, out = await serve(handler), tmp_path / "r.csv"
+    command = [sys.executable, "-m", "api.client", "predict", "-", "--url", gateway.url, "--out", str(out)]  # fmt: skip
+    pipe = asyncio.subprocess.PIPE
+    client = await asyncio.create_subprocess_exec(*command, stdin=pipe, stderr=pipe)
+    assert client.stdin is not None
+    client.stdin.write(f"{some_files(tmp_path, 1)[0]}\n".encode())
+    await client.stdin.drain()
+    if ends == "interrupt":
+        journal = out.with_name("r.csv.journal")
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 2:
+            await asyncio.sleep(0.05)
+        client.send_signal(signal.SIGINT)
+    assert client.stderr is not None
+    said = (await client.stderr.read()).decode()  # its input stays open all the while
+    assert await client.wait() == (130 if ends == "interrupt" else 1)
+    assert ("interrupted" if ends == "interrupt" else "OPENSET_API_KEY") in said
+    assert "Fatal" not in said
+    client.stdin.close()
+
+
+async def test_paths_on_a_stream_may_come_in_pieces_and_without_a_last_line_end(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "paths"
+    file.write_bytes(b"a.png\r\n\n" + b"b" * 70_000 + b"\n\xff.png")
+    with file.open() as stream:
+        found = [path async for path in lines_of(stream)]
+    assert found == ["a.png", "b" * 70_000, os.fsdecode(b"\xff.png")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from benchmarks.serving.clients import Clients
 from benchmarks.serving.load import NO_ANSWER, Outcome, Target, closed_loop, open_loop
 from benchmarks.serving.report import Report
 
@@ -130,3 +132,51 @@ def test_ratio_is_met_or_missed(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "MISSED" in said
     assert "make bench DEVICE=cuda" in said
+
+
+def test_ratio_without_a_baseline_is_missed_and_no_error() -> None:
+    report = Report()
+    report.ratio("a", 2.0, "1/s", 0.0, "dead", at_least=1.15)
+    assert (report.rows[0].ratio, report.rows[0].met) == (None, False)
+
+
+def test_quantile_of_all_counts_failures_as_endless() -> None:
+    outcome = Outcome(
+        due=np.zeros(100),
+        seconds=np.linspace(0.1, 0.2, 100),
+        statuses=np.array([200] * 98 + [503] * 2),
+        duration_s=1.0,
+    )
+    assert outcome.latency_of_all(0.5) == pytest.approx(0.15, abs=0.002)
+    assert outcome.latency_of_all(0.99) == np.inf
+    assert outcome.latency(0.99) is not None
+
+
+async def test_lag_of_the_generator_is_told_apart(serve: Any) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        time.sleep(0.05)  # the generator shares this event loop and is held up with it
+        return web.Response()
+
+    outcome = await open_loop(await serve(handler), [b"x"], rate=100, seconds=0.3)
+    lag = outcome.lag_ms(1)
+    assert lag is not None
+    assert lag > 40
+    assert (outcome.seconds >= outcome.lag).all()
+
+
+async def test_several_processes_send_one_load_together(serve: Any) -> None:
+    seen: list[float] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(asyncio.get_running_loop().time())
+        return web.Response()
+
+    target = await serve(handler)
+    with Clients(2) as clients:
+        loaded = await clients.open(target, [b"x"], rate=40, seconds=0.5)
+        closed = await clients.closed(target, [b"x"], connections=3, seconds=0.3)
+    assert len(loaded.statuses) == 20
+    np.testing.assert_allclose(np.sort(loaded.due), np.arange(20) / 40)
+    assert loaded.good.all()
+    assert closed.good.all()
+    assert len(seen) == 20 + len(closed.statuses)

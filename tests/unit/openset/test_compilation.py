@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from openset.compilation import BUCKETS, buckets_up_to, filled_up
+from handlers.open_set_handler import OpenSetHandler
+from openset.compilation import BUCKETS, buckets_up_to, default_compile_cache, filled_up
+from serving.configuration import ServingSettings
 
 
 @pytest.mark.parametrize(
@@ -28,3 +34,29 @@ def test_filling_up_keeps_the_images_and_adds_black_ones() -> None:
 
 def test_larger_than_all_buckets_stays_as_it_is() -> None:
     assert len(filled_up(torch.ones(BUCKETS[-1] + 1, 1))) == BUCKETS[-1] + 1
+
+
+@pytest.mark.parametrize(("compiled", "expected"), [(False, {1: 1, 2: 1, 3: 1}), (True, {1: 3, 2: 3, 4: 3})])  # fmt: skip
+def test_worker_is_ready_only_after_every_size_was_warmed_up_and_recorded(
+    compiled: bool, expected: dict[int, int]
+) -> None:
+    called: Counter[int] = Counter()
+
+    def predict(images: torch.Tensor) -> None:
+        called[len(images)] += 1
+
+    handler = OpenSetHandler()
+    handler.classifier = SimpleNamespace(  # type: ignore[assignment]
+        preprocessing=SimpleNamespace(image_size=2, channels=1),
+        path=SimpleNamespace(compiled=compiled),
+        device=torch.device("cpu"),
+        predict=predict,
+    )
+    handler._warm_up(3)
+    assert called == expected
+
+
+def test_worker_calibration_and_benchmark_share_one_cache_of_compiled_code(tmp_path: Path) -> None:
+    (tmp_path / "tiny.mar").touch()
+    settings = ServingSettings(model="tiny", model_store=tmp_path, run_dir=tmp_path)
+    assert settings.compile_cache == default_compile_cache()

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from serving import supervisor as supervisor_module
 from serving.configuration import ServingSettings
 from serving.supervisor import Supervisor
 from serving.torchserve import NoPlaceInQueue, TorchServeFailed
@@ -84,3 +85,53 @@ async def test_healing_that_does_not_help_ends_the_watch(tmp_path: Path) -> None
     client = FakeClient([TimeoutError()])
     with pytest.raises(TorchServeFailed, match="could not be healed"):
         await watched(client, tmp_path, 100)
+
+
+class StartedServer(FakeServer):
+    process = None
+
+    async def start(self) -> None:
+        pass
+
+
+class DyingWorkers(FakeClient):
+    """Every look finds the next of ``pids``, never ready; -1 is a worker that has no process yet."""
+
+    def __init__(self, pids: list[int]) -> None:
+        super().__init__([{}])
+        self.pids = iter(pids)
+
+    async def describe(self) -> dict[str, Any]:
+        pid = next(self.pids, None)
+        return READY if pid is None else {"workers": [{"status": "UNLOADING", "pid": pid}]}
+
+
+async def started(client: FakeClient, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir / "tiny.mar").touch()
+    monkeypatch.setattr(supervisor_module, "_POLL_SECONDS", 0)
+    supervisor = Supervisor(ServingSettings(model="tiny", model_store=run_dir, run_dir=run_dir))
+    supervisor.client, supervisor.server = client, StartedServer()  # type: ignore[assignment]
+    await supervisor.start()
+
+
+async def test_worker_that_dies_again_and_again_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TorchServeFailed, match="died 3 times during the start"):
+        await started(DyingWorkers([-1, 11, 11, -1, 12, 13, 14, 14]), tmp_path, monkeypatch)
+
+
+async def test_slow_start_with_a_death_or_two_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await started(DyingWorkers([-1, -1, 11, 11, -1, 12, 13, 13, 13]), tmp_path, monkeypatch)
+
+
+async def test_refused_instance_does_not_write_over_the_status_of_the_one_that_runs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tiny.mar").touch()
+    settings = ServingSettings(model="tiny", model_store=tmp_path, run_dir=tmp_path)
+    (tmp_path / "status.json").write_text("the other's")
+    await Supervisor(settings).stop()
+    assert (tmp_path / "status.json").read_text() == "the other's"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,3 +208,85 @@ def test_run_without_artifact_cannot_be_calibrated(
 ) -> None:
     assert calibrate_module.main(["--run", str(run.folder)]) == 1
     assert "export the run first" in caplog.records[-1].message
+
+
+def test_export_killed_between_its_two_renames_loses_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet_export(run)
+    other = calibrate(run, device="cpu", precision="bfloat16")
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == "artifact.partial":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quiet_export(run, fpr=0.2)
+    assert not run.artifact.exists()
+    quiet_export(run, fpr=0.2)
+    assert other in score_sets(run)
+    assert sorted(file.name for file in run.folder.glob("artifact*")) == [
+        "artifact",
+        "artifact.lock",
+    ]
+
+
+def test_calibrate_after_a_killed_export_finds_the_artifact(run: Run) -> None:
+    quiet_export(run)
+    run.artifact.rename(run.artifact.with_name("artifact.old"))
+    assert calibrate(run, device="cpu", precision="bfloat16") in score_sets(run)
+
+
+def scored_meanwhile(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object]) -> None:
+    """While ``calibrate`` scores, something else happens to the artifact."""
+    score = calibrate_module.score_split
+
+    def scoring(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(calibrate_module, "score_split", score)
+        event()
+        return score(*arguments, **options)
+
+    monkeypatch.setattr(calibrate_module, "score_split", scoring)
+
+
+def test_two_calibrations_at_a_time_both_stay(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet_export(run)
+    inner: list[str] = []
+    scored_meanwhile(
+        monkeypatch, lambda: inner.append(calibrate(run, device="cpu", precision="bfloat16"))
+    )
+    outer = calibrate(run, device="cpu", precision="float32")
+    assert set(score_sets(run)) == {outer, *inner}
+
+
+@pytest.mark.parametrize(
+    "change", [{"which": "best"}, {"verify_share": 0.5}, {"scores": ["logit"]}]
+)
+def test_calibration_of_an_artifact_that_was_exported_anew_meanwhile_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    quiet_export(run)
+    scored_meanwhile(monkeypatch, lambda: quiet_export(run, **change))
+    with pytest.raises(ValueError, match="exported anew while it was scored"):
+        calibrate(run, device="cpu", precision="bfloat16")
+    assert list(score_sets(run)) == [load_artifact(run.artifact).path.key]
+
+
+def test_unreadable_calibration_images_are_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet_export(run)
+    score = calibrate_module.score_split
+    monkeypatch.setattr(
+        calibrate_module,
+        "score_split",
+        lambda *arguments, **options: (whole := score(*arguments, **options)).subset(np.arange(len(whole) - 2)),
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        calibrate(run, device="cpu", precision="bfloat16")
+    assert "2 of " in caplog.text
+    assert "unreadable" in caplog.text

@@ -1,0 +1,111 @@
+"""What is checked and written before Java starts; Java itself runs in the e2e tests."""
+
+from __future__ import annotations
+
+import argparse
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.configuration import DEVICE_DEFAULTS, ServingSettings
+from serving.serve import add_serving_arguments, settings_from
+from serving.torchserve import TorchServe, TorchServeFailed, require_tools
+
+
+def settings(folder: Path, **changes: Any) -> ServingSettings:
+    (folder / "tiny.mar").touch()
+    values = {"model": "tiny", "model_store": folder, "run_dir": folder / "run", **changes}
+    return ServingSettings(**values)
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    file = folder / name
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+
+
+def test_relative_run_folder_is_made_absolute_since_java_starts_inside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = settings(tmp_path, run_dir=Path("run"))
+    assert made.run_dir == tmp_path.resolve() / "run"
+    assert made.inference_socket.is_absolute()
+
+
+def test_second_instance_on_a_run_folder_is_refused_and_clears_nothing(tmp_path: Path) -> None:
+    first, second = TorchServe(settings(tmp_path)), TorchServe(settings(tmp_path))
+    first._lock_run_folder()
+    with pytest.raises(TorchServeFailed, match="another instance runs in"):
+        second._lock_run_folder()
+    assert first._lock is not None
+    first._lock.close()
+    second._lock_run_folder()
+    assert second._lock is not None
+    second._lock.close()
+
+
+async def test_stopped_instance_gives_its_run_folder_back(tmp_path: Path) -> None:
+    first, second = TorchServe(settings(tmp_path)), TorchServe(settings(tmp_path))
+    first._lock_run_folder()
+    await first.stop()
+    second._lock_run_folder()
+    await second.stop()
+
+
+@pytest.mark.parametrize(("device", "variable"), [("cpu", "CXX"), ("cuda", "CC")])
+def test_compiling_without_a_compiler_is_refused_before_java_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, variable: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(variable, raising=False)
+    program(tmp_path, "nvidia-smi", 'echo "GPU 0: a card"')
+    wanted = settings(tmp_path, device=device, compiled=True)
+    with pytest.raises(TorchServeFailed, match=f"needs a compiler.*{variable}"):
+        require_tools(wanted)
+    program(tmp_path, "mine", "")
+    monkeypatch.setenv(variable, "mine")
+    require_tools(wanted)
+
+
+def test_gpu_that_is_not_there_is_refused_before_java_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for text in ("exit 9", "echo No devices found"):
+        program(tmp_path, "nvidia-smi", text)
+        with pytest.raises(TorchServeFailed, match="finds none"):
+            require_tools(settings(tmp_path, device="cuda"))
+    require_tools(settings(tmp_path, device="auto"))
+    program(tmp_path, "nvidia-smi", 'echo "GPU 0: a card"')
+    require_tools(settings(tmp_path, device="cuda"))
+
+
+def parsed(folder: Path, *arguments: str) -> ServingSettings:
+    (folder / "tiny.mar").touch()
+    parser = argparse.ArgumentParser()
+    add_serving_arguments(parser)
+    given = parser.parse_args(["--model", "tiny", "--model-store", str(folder), *arguments])
+    return settings_from(given, folder)
+
+
+@pytest.mark.parametrize(("there", "auto"), [(False, "cpu"), (True, "cuda")])
+def test_workers_and_batch_follow_the_device_unless_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool, auto: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if there:
+        program(tmp_path, "nvidia-smi", "")
+    for arguments, device in (
+        ([], auto),
+        (["--device", "cpu"], "cpu"),
+        (["--device", "cuda"], "cuda"),
+    ):
+        made, expected = parsed(tmp_path, *arguments), DEVICE_DEFAULTS[device]
+        assert (made.workers, made.batch_size) == (expected["workers"], expected["batch_size"])
+    given = parsed(tmp_path, "--device", "cuda", "--workers", "3", "--batch-size", "5")
+    assert (given.workers, given.batch_size) == (3, 5)
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        parsed(tmp_path, "--workers", "0")
