@@ -423,7 +423,9 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
         former = TrainConfig.from_json(file.read_text())
         now, then = json.loads(config.to_json()), json.loads(former.to_json())
         changed = sorted(
-            key for key in now if now[key] != then[key] and key not in (*HOW_NOT_WHAT, "epochs")
+            key
+            for key in now
+            if now[key] != then[key] and key not in (*HOW_NOT_WHAT, "epochs", "scores")
         )
         if config.views_from_cache != former.views_from_cache:
             changed.append("cache (it changes the views of this augmentation)")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from training.grid import all_classes, default_epochs, ranked_losses
+from training.grid_aims import Aim
 from training.grid_results import COLUMNS, Difference, Entry, Setting, difference, option_text
 from training.grid_statistics import ACCURACY, Interval
 from training.losses import LOSSES
@@ -57,6 +58,60 @@ def figure_text(
     seeds = entry.over_seeds(column, **options)
     half = "" if seeds is None else f" ±{number(seeds[1] - mean)}"
     return f"{number(mean)}{half} {interval_text(entry.over_images(column, **options))}".rstrip()
+
+
+def seeds_text(entry: Entry | None) -> str:
+    """How many seeds, and how many of them trained with a bfloat16 backbone; empty where nothing was run."""
+    if entry is None or not entry.models:
+        return ""
+    half = sum(model.columns["precision"] == "bfloat16" for model in entry.models)
+    return f"{len(entry.models)}" + (f" ({half} bf16)" if half else "")
+
+
+def precision_note(entries: Iterable[Entry]) -> str:
+    """What "bf16" means; empty where no such model is shown."""
+    if not any("bf16" in seeds_text(entry) for entry in entries):
+        return ""
+    return (
+        "bf16: so many of the seeds trained with bfloat16 arithmetic in the backbone (head, loss and test scores are float32); "
+        "the thesis trained in float32."
+    )
+
+
+def name_text(entry: Entry) -> str:
+    """Loss and options; whether the recommendation stands for it."""
+    return f"`{entry.label}`" + (" (recommended)" if entry.is_recommended else "")
+
+
+def aims_table(found: Sequence[Aim]) -> str:
+    """Aim, reached, distance; what is missing with its command."""
+    lines = []
+    for aim in found:
+        distance = "" if aim.distance is None else signed(aim.distance)
+        reached = "" if aim.reached is None else number(aim.reached)
+        if aim.reached is None and aim.by:
+            reached = "–"
+        by = f"not run: `{aim.command}`" if aim.command else aim.by
+        lines.append(
+            [aim.what, aim.digits.upper(), f"≥ {number(aim.aim, 3)}", reached, distance, by]
+        )
+    headings = ["figure, on unknowns", "digits", "aim", "reached", "distance", "by"]
+    return table(headings, lines) if lines else ""
+
+
+def counts_note(entries: Iterable[Entry]) -> str:
+    """How many samples the models saw, and what is to know about the data; empty for rows that do not say."""
+    texts: dict[str, None] = {}
+    for entry in entries:
+        for model in entry.models:
+            parts = [
+                f"{part} {' / '.join(f'{count:,} {group}' for group, count in counts.items() if count)}"
+                for part, counts in model.columns.get("counts", {}).items()
+                if any(counts.values())
+            ]
+            sentences = ["Samples: " + "; ".join(parts)] if parts else []
+            texts |= dict.fromkeys(sentences + list(model.columns.get("notes", [])))
+    return "\n".join(f"- {text}" for text in texts)
 
 
 def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -119,7 +174,7 @@ def published_table(setting: Setting, entries: Sequence[Entry], *, seeds: int = 
 
 def _published_line(setting: Setting, entry: Entry | None, loss: str, seeds: int) -> list[str]:
     count = len(entry.models) if entry else 0
-    line = [f"`{loss}`", str(count) if count else ""]
+    line = [f"`{loss}`", seeds_text(entry)]
     for column in COLUMNS:
         line += [_published_text(setting.protocol, loss, column)]
         line += [figure_text(entry, column) if entry else ""]
@@ -156,7 +211,7 @@ def setting_table(
     lines = []
     for entry in entries:
         cells = [figure_text(entry, column, group=group, score=score) for column in COLUMNS]
-        lines.append([f"`{entry.label}`", str(len(entry.models)), *cells])
+        lines.append([name_text(entry), seeds_text(entry), *cells])
     return table(["loss", "seeds", *HEADINGS.values()], lines)
 
 
@@ -285,7 +340,7 @@ def score_table(entries: Sequence[Entry]) -> str:
 def digits_table(
     mnist: Sequence[Entry], emnist: Sequence[Entry]
 ) -> tuple[str, list[tuple[Entry, Entry]]]:
-    """The same losses with MNIST's digits and with EMNIST's: CCR and share of knowns missed. Also the pairs."""
+    """The same losses with MNIST's digits and with EMNIST's; also the pairs."""
     pairs = []
     for entry in mnist:
         twin = next((o for o in emnist if (o.loss, o.options) == (entry.loss, entry.options)), None)
@@ -303,6 +358,21 @@ def digits_table(
     for column in COLUMNS:
         headings += [f"{HEADINGS[column]} MNIST", "EMNIST", "difference"]
     return (table(headings, lines) if lines else ""), pairs
+
+
+def missed_table(pairs: Sequence[tuple[Entry, Entry]]) -> str:
+    """Share of the knowns that are rejected or taken for another class, 1 - CCR, with either source of digits."""
+    lines = []
+    for pair in pairs:
+        cells = []
+        for column in COLUMNS[:-1]:
+            means = [entry.mean(column) for entry in pair]
+            cells += [number(None if mean is None else 1 - mean) for mean in means]
+        lines.append([f"`{pair[0].label}`", *cells])
+    headings = ["loss"]
+    for column in COLUMNS[:-1]:
+        headings += [f"missed at FPR {column}, MNIST", "EMNIST"]
+    return table(headings, lines) if lines else ""
 
 
 def validation_table(entries: Sequence[Entry]) -> str:

@@ -8,6 +8,7 @@ part in its choice. The model itself is then trained with all negatives.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
@@ -24,11 +25,11 @@ from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.arms import CANDIDATES, Arm
 from training.cures import (
-    build_parser,
     data_options,
     open_set_figures,
     print_wide,
     rows_of_arms,
+    shared_parser,
 )
 from training.data import ImageFiles, MissingClasses, ProtocolData, Split, split_validation
 from training.runs import RUNS, TrainConfig, make_config, write_atomically
@@ -199,9 +200,9 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
     print_wide(table)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    parser = build_parser("python -m training.recommend", __doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = shared_parser("python -m training.recommend", __doc__)
     parser.add_argument("--runs", type=Path, default=RUNS / "recommend")
     parser.add_argument(
         "--per-class", type=int, help="training images of each class; default: all of them"
@@ -215,7 +216,12 @@ def main(argv: list[str] | None = None) -> int:
         default=names,
         help=f"default: all: {'; '.join(names)}",
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in (__name__, rows_of_arms.__module__):
         logging.getLogger(name).setLevel(logging.INFO)
