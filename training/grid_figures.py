@@ -83,7 +83,8 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
 
     def keep(key: str, draw: Callable[[], Figure | None], sources: Sequence[bool]) -> None:
         file = folder / f"{key}.png"
-        figure = draw() if all(sources) or (any(sources) and not file.is_file()) else None
+        is_drawn = any(sources) and (all(sources) or not file.is_file())
+        figure = draw() if is_drawn else None
         if figure is not None:
             figure.savefig(file, dpi=_DPI)
         if file.is_file():
@@ -111,7 +112,7 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
             ]
             keep(f"{slug(first)}-digits", partial(draw_digits, first, pairs), scored)
     if protocol in ("toy", "toy_vis", "glyphs"):  # photographs stay out of the repository
-        drawn |= _copy_sheets(settings, folder)
+        drawn |= copy_sheets(settings, folder)
     return drawn
 
 
@@ -310,7 +311,7 @@ def _draw_features(entry: Entry) -> Figure:
     return figure
 
 
-def _copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str, str]:
+def copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str, str]:
     """The contact sheet of each entry's first seed; every run has its own in its folder."""
     copied: dict[str, str] = {}
     for setting, entries in settings.items():

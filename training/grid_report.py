@@ -125,7 +125,8 @@ _HOW_TO_READ = (
     "A figure is the mean over the seeds that were run, ± the half-width of its 95 % interval over seeds (Student's t, "
     "from two seeds on), then in brackets the 95 % interval over images: a bootstrap that draws whole classes, knowns "
     "and foreign ones apart, with a new threshold each time, and the same classes for all models, so that differences "
-    "are paired. A dash: the FPR is not reached. Empty: not run."
+    "are paired. With few classes its percentiles are too narrow; they are widened by sqrt(G / (G - 1)) and Student's t of "
+    "G - 1 degrees of freedom, G the smaller number of classes. A dash: the FPR is not reached. Empty: not run."
 )
 
 
@@ -148,12 +149,16 @@ def _origin(protocol: str, rows: list[Row]) -> str:
 def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
     if not entries:
         return ["Nothing was run in the published setting yet."]
-    compared = grid_tables.deviation_table(setting, entries)
     rule = (
-        "Listed are figures whose interval, over seeds as well as over images, does not meet the published value with the "
-        "spread of one run (toy: the difference between two runs of the author; p1 to p3: the test set's sampling error)."
+        "Reproduced: an interval of ours, over seeds or over images, meets the published value with the spread of one run, and "
+        "both are narrower than that spread. Beyond: neither meets it. The spread is the difference between two runs of the "
+        "author; where no replicate is known, the test set's sampling error stands in, and a run may well differ by more."
     )
-    return [rule, compared or "None."]
+    return [
+        grid_tables.verdict_summary(setting.protocol, entries),
+        rule,
+        grid_tables.deviation_table(setting, entries),
+    ]
 
 
 def _caution(setting: Setting) -> str:
@@ -179,15 +184,35 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
     differences = grid_tables.difference_table(entries)
     scores = grid_tables.score_table(entries)
     parts = ["### Against negatives", grid_tables.setting_table(entries, group="negatives")]
+    # The published setting's own table has the plain entries of protocols with a published table, and nothing else.
+    if setting == grid_tables.published_setting(setting.protocol) and (
+        setting.protocol not in _TABLE_NAMES or any(entry.options for entry in entries)
+    ):
+        parts = [
+            "### Against unknowns",
+            grid_tables.setting_table(entries),
+            grid_tables.precision_note(entries),
+            *([] if setting.protocol in _TABLE_NAMES else [grid_tables.counts_note(entries)]),
+            *parts,
+        ]
     if differences:
         parts += [
-            "### Differences to the benchmark",
-            "Softmax for losses that see no negatives in training, EOS for those that do. Bold: both intervals exclude zero.",
+            "### Differences to the benchmarks",
+            "Softmax for losses that see no negatives in training, EOS and OS for those that do. Bold: both intervals "
+            "exclude zero.",
             differences,
             grid_tables.conclusion(entries),
         ]
     if scores:
         parts += ["### Softmax or logit thresholds", scores]
+    saturation = grid_tables.saturation_table(entries)
+    if saturation:
+        parts += [
+            "### No saturation",
+            "CCR against unknowns. A float32 probability is exactly 1 for many images; a dash is where these ties put "
+            "the FPR out of reach. Log-odds order the same images without ties.",
+            saturation,
+        ]
     parts += [
         "### No foreign image accepted",
         "CCR with the threshold just above the best foreign score.",
@@ -195,7 +220,12 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
     parts.append(grid_tables.zero_table(entries))
     validation = grid_tables.validation_table(entries)
     if validation:
-        parts += ["### The validation part, where choices are made", validation]
+        parts += [
+            "### The validation part, for information",
+            "Not for choosing: these images certify the thresholds of these models, and a choice made on them would cost that. "
+            "`make recommend` chooses without them.",
+            validation,
+        ]
     slug = grid_figures.slug(setting)
     parts += [
         f"![{caption}]({figures[key]})"
@@ -251,7 +281,7 @@ def _pictures(figures: dict[str, str]) -> list[str]:
     if sheets:
         parts += [
             "## The foreign images with the highest scores",
-            "Every run has such a sheet in its folder (`figures/false_positives.png`).",
+            "Of each loss' first seed; every run has such a sheet in its folder (`figures/false_positives.png`).",
         ]
         parts += [f"![{key}]({path})" for key, path in sheets.items()]
     return parts

@@ -22,6 +22,7 @@ from training.grid_statistics import (
     percentile_interval,
     seed_difference_interval,
     seed_interval,
+    widened,
 )
 from training.grid_summaries import (
     GROUP_LABELS,
@@ -76,6 +77,13 @@ class Setting:
     def is_complete(self) -> bool:
         """Are all classes of the protocol there?"""
         return self.classes == all_classes(self.protocol)
+
+    def class_count(self, group: str, column: str) -> int:
+        """Number of classes that a figure's bootstrap draws from: the smaller of knowns and the foreign group."""
+        known, negative, unknown = (int(count) for count in self.classes.split("/"))
+        if column == ACCURACY:
+            return known
+        return min(known, unknown if group == "unknowns" else negative)
 
     @property
     def title(self) -> str:
@@ -231,16 +239,21 @@ class Entry:
     def over_images(
         self, column: str, *, group: str = "unknowns", score: str = "softmax"
     ) -> Interval | None:
-        """95 % class-clustered bootstrap interval of the mean; from the row where the scores are elsewhere."""
+        """95 % class-clustered bootstrap interval of the mean, widened for the number of classes; else None."""
         if self.mean(column, group=group, score=score) is None:
             return None
         replicates = self.replicates(group, score)
+        interval = None
         if replicates is not None:
-            return percentile_interval(replicates[column])
-        # What the row carries: of one model, and with fewer replicates.
-        if len(self.models) == 1:
-            return self.models[0].stored_interval(group, score, column)
-        return None
+            interval = percentile_interval(replicates[column])
+        elif len(self.models) == 1:
+            # What the row carries: of one model, and with fewer replicates.
+            interval = self.models[0].stored_interval(group, score, column)
+        center = self.mean(column, group=group, score=score)
+        if interval is None or center is None:
+            return None
+        low, high = widened(interval, center, self.setting.class_count(group, column))
+        return max(0.0, low), min(1.0, high)
 
     def replicates(self, group: str, score: str) -> dict[str, Floats] | None:
         """Bootstrap replicates of the means over seeds; None where a model's are neither here nor kept."""
@@ -299,6 +312,8 @@ def difference(
     images = None
     if replicates[0] is not None and replicates[1] is not None:
         images = percentile_interval(replicates[0][column] - replicates[1][column])
+    if images is not None:
+        images = widened(images, means[0] - means[1], first.setting.class_count(group, column))
     # Two scores of the same models are paired by seed.
     seeds = (
         seed_interval([one - other for one, other in zip(*values, strict=True)])

@@ -15,6 +15,7 @@ from openset.labels import NEGATIVE, UNKNOWN
 from training import grid_report
 from training.evaluate import REPORT, SCORES_FILE
 from training.grid import Cell, plan
+from training.grid_figures import copy_sheets
 from training.grid_results import difference, group_rows
 from training.grid_rows import CELL_FILE, cell_columns, merge_rows, read_rows, stored_rows
 from training.grid_tables import (
@@ -24,6 +25,7 @@ from training.grid_tables import (
     published_setting,
     signed,
     switches,
+    verdict,
 )
 from training.report import build_report
 from training.runs import CONFIG
@@ -347,9 +349,110 @@ def test_value_beyond_both_intervals_is_listed(
         if (row["loss"], row["digits"]) == ("cos_eos", "mnist") and row["seed"] <= len(values):
             cell = {"value": values[row["seed"] - 1], "interval_clustered": images}
             rows.append(row | {"ccr_at_fpr": row["ccr_at_fpr"] | {"0.01": cell}})
-    published = published_setting("toy")
-    listed = beyond_published(published, group_rows(rows, grid / "none", grid / "none")[published])
+    entries = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
+    listed = beyond_published(entries)
     assert ("0.01" in {column for _, column in listed}) == is_listed
+
+
+def test_row_that_was_not_run_is_not_called_reproduced(grid: Path) -> None:
+    text = section((grid / "results/toy.md").read_text(), "### Beyond the published values")
+    assert "1 of 14 published rows were run; of 3 figures that can be compared" in text
+    assert "None." not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "images", "expected"),
+    [
+        ([0.9919, 0.9921], None, "reproduced"),
+        ([0.9919], [0.9905, 0.993], "reproduced"),
+        ([0.9919], [0.8, 1.0], "undecided"),  # the published spread is .012 wide
+        ([0.9919], None, "undecided"),
+        ([0.5, 0.501], [0.49, 0.51], "beyond"),
+    ],
+)
+def test_verdict_needs_an_interval_as_narrow_as_the_published_spread(
+    grid: Path, values: list[float], images: list[float] | None, expected: str
+) -> None:
+    rows = []
+    for row in read_rows(grid / "results/toy.json"):
+        if (row["loss"], row["digits"]) == ("cos_eos", "mnist") and row["seed"] <= len(values):
+            cell = {"value": values[row["seed"] - 1], "interval_clustered": images}
+            rows.append(row | {"ccr_at_fpr": row["ccr_at_fpr"] | {"0.01": cell}})
+    [entry] = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
+    assert verdict(entry, "0.01") == expected
+    assert verdict(entry, "0.001") is None  # not reached with 120 images
+
+
+def test_loss_with_negatives_is_compared_with_eos_and_os(grid: Path) -> None:
+    for cell in cells("os"):
+        finished_run(grid / "runs", cell, quality=3.0)
+    text = section(written(grid), "### Differences to the benchmarks")
+    names = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+    assert names == ["`cos_eos` − `eos`", "`cos_eos` − `os`", "`os` − `eos`"]
+
+
+def test_published_score_stands_beside_the_log_odds(grid: Path) -> None:
+    folder = grid / "runs" / cells("eos", seeds=1)[0].name
+    record = json.loads((folder / CELL_FILE).read_text())
+    report = json.loads((folder / REPORT).read_text())
+    score = report["scores"]["softmax"]
+    reached = score["unknown"]["ccr_at_fpr"]["0.01"]["value"]
+    score["unknown"]["ccr_at_fpr"]["0.01"] |= {
+        "value": None,
+        "interval": None,
+        "interval_clustered": None,
+    }
+    record["published_score"] = {key: report[key] for key in ("rule", "accuracy")}
+    record["published_score"]["scores"] = {"softmax_float32": score}
+    (folder / CELL_FILE).write_text(json.dumps(record))
+    shutil.rmtree(grid / "runs" / cells("eos")[1].name)
+    (grid / "results/toy.json").unlink()
+    text = written(grid)
+    line = line_of(section(text, "### No saturation"), "eos")
+    assert line[3:5] == ["–", number(reached)]
+
+
+def test_options_in_the_published_setting_have_their_unknowns_and_accuracy(grid: Path) -> None:
+    text = (grid / "results/toy.md").read_text()
+    assert "### Against unknowns" not in section(text, "## The published setting in detail")
+    for cell in cells("eos", options={"feature_dim": 40}):
+        finished_run(grid / "runs", cell)
+    detail = section(written(grid), "## The published setting in detail")
+    line = line_of(section(detail, "### Against unknowns"), "eos (feature_dim=40)")
+    assert all(line[1:])
+    assert len(line) == 6
+
+
+def test_protocol_without_a_published_table_has_its_unknowns(tmp_path: Path) -> None:
+    for cell in plan("toy_vis", losses=["eos"], seeds=1, digits=["mnist"]):
+        finished_run(tmp_path / "runs", cell)
+    target = grid_report.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
+    assert target is not None
+    detail = section(target.read_text(), "## The published setting in detail")
+    assert line_of(section(detail, "### Against unknowns"), "eos")[1] == "1"
+
+
+def test_every_loss_has_its_contact_sheet_in_the_report(two_losses: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_losses / "runs", tmp_path / "runs")
+    merge_rows(tmp_path / "toy.json", read_rows(two_losses / "results/toy.json"))
+    for loss in ("cos_eos", "eos"):
+        sheet = tmp_path / "runs" / cells(loss)[0].name / "figures/false_positives.png"
+        sheet.parent.mkdir()
+        sheet.write_bytes(loss.encode())
+    settings = group_rows(read_rows(tmp_path / "toy.json"), tmp_path / "runs", tmp_path)
+    copied = copy_sheets(settings, tmp_path)
+    assert {(tmp_path.parent / name).read_text() for name in copied.values()} == {"cos_eos", "eos"}
+    assert len(copied) == 2
+
+
+def test_setting_whose_models_all_diverged_is_reported(tmp_path: Path, two_losses: Path) -> None:
+    [cell] = cells("eos", seeds=1)
+    folder = tmp_path / "runs" / cell.name
+    shutil.copytree(two_losses / "runs" / cell.name, folder)
+    record = json.loads((folder / CELL_FILE).read_text())
+    (folder / CELL_FILE).write_text(json.dumps(record | {"diverged": "diverged: loss is nan"}))
+    table = section(written(tmp_path), "## The thesis' table 6.1 and ours")
+    assert line_of(table, "eos")[3] == "diverged"
 
 
 def test_difference_stands_beside_the_experiments_that_could_explain_it(grid: Path) -> None:
@@ -371,6 +474,8 @@ def test_switches_are_options_that_the_loss_has() -> None:
         for option, value in switches("toy", loss).items():
             [cell] = cells(loss, seeds=1, options={option: value})
             assert cell.options == {"as_published": True, option: value}
+    # Its published centers are not normalised at all: how they are would change nothing.
+    assert switches("p1", "sfn_norm") == {"feature_bias": False, "unit_centers": True}
     assert switches("p1", "cos_os") == {
         "feature_bias": False, "center_norm": "differentiable", "cce_mean": "all",
     }  # fmt: skip
