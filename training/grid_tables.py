@@ -260,7 +260,8 @@ def beyond_published(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
 
 def verdict_summary(protocol: str, entries: Sequence[Entry]) -> str:
     """How much of the published table was run, and how it compares."""
-    published = [loss for _, losses in comparisons(protocol) for loss in losses]
+    # A row may stand in several comparisons.
+    published = {loss for _, losses in comparisons(protocol) for loss in losses}
     run = [loss for loss in published if plain_entry(entries, loss) is not None]
     found = [kind for _, _, kind in verdicts(entries)]
     text = f"{len(run)} of {len(published)} published rows were run"

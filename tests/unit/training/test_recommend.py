@@ -87,7 +87,7 @@ def row_of(arm: str, seed: int, **by_score: float | None) -> dict[str, Any]:
 
 def test_largest_mean_over_the_seeds_wins_and_says_its_score() -> None:
     rows = [
-        row_of("a", 1, softmax=0.9), row_of("b", 1, neco=0.8), row_of("a", 2, softmax=0.5),
+        row_of("a", 1, softmax=0.78), row_of("b", 1, neco=0.8), row_of("a", 2, softmax=0.68),
         row_of("b", 2, neco=0.7),
     ]  # fmt: skip
     chosen = recommend.choose(rows)
