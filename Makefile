@@ -83,7 +83,7 @@ recommend: install ## PROTOCOL= [DATA= EPOCHS= SEEDS=]: choose the recommended l
 	@$(PY) -m training.recommend --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
 
 reproduce: install ## PROTOCOL= [SEEDS=3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= BUDGET_MINUTES= STACK=]: the thesis' grid into docs/results
-	@$(PY) -m training.reproduce --protocol $(or $(chosen-protocol),toy) --preset $(PRESET) $(call flag,SEEDS,--seeds) $(call flag,LOSSES,--losses) \
+	@$(PY) -m training.reproduce --protocol $(or $(chosen-protocol),toy) $(call flag,PRESET,--preset) $(call flag,SEEDS,--seeds) $(call flag,LOSSES,--losses) \
 	  $(call flag,DIGITS,--digits) $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,IMAGE_SIZE,--image-size) \
 	  $(call flag,BUDGET_MINUTES,--budget-minutes) $(call flag,STACK,--stack) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \
 	  $(foreach option,$(OPTIONS),--option $(option))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,21 @@ class Prediction(NamedTuple):
     output: OpenSetOutput
     scores: dict[str, Tensor]
     predictions: Tensor
+
+
+@contextmanager
+def exact_convolutions(wanted: bool) -> Iterator[None]:
+    """Within, cuDNN does not round float32 convolutions to TF32, with which scores depend on the batch; if that is wanted.
+
+    The setting is the process'; a training before or after keeps its own.
+    """
+    former = torch.backends.cudnn.allow_tf32
+    if wanted:
+        torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = former
 
 
 class OpenSetClassifier:
@@ -70,9 +86,6 @@ class OpenSetClassifier:
         self.preprocessing = preprocessing or Preprocessing.from_dict(card.preprocessing)
         self.precision = precision
         self.path = PathIdentity(digest, self.device.type, precision, compiled)
-        if self.device.type == "cuda" and precision == "float32":
-            # cuDNN would round float32 convolutions to TF32, and the scores would depend on the batch.
-            torch.backends.cudnn.allow_tf32 = False
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.head = head.to(self.device).eval()
         self.fitted = {name: score.to(self.device).eval() for name, score in (fitted or {}).items()}
@@ -85,7 +98,10 @@ class OpenSetClassifier:
         sent = filled_up(images) if self.path.compiled else images
         batch = self.preprocessing.normalize(sent.to(self.device, non_blocking=True))
         batch = batch.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with (
+            exact_convolutions(self.device.type == "cuda" and self.precision == "float32"),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+        ):
             features = self._features(batch)[: len(images)]
         output = self.head(features)
         scores = {name: score(output) for name, score in self.scores.items()}

@@ -61,9 +61,18 @@ CURES: dict[str, list[Arm]] = {
         )
     ],
     "scale": [
-        Arm(f"{loss}, s={scale}", loss, {"scale": scale})
+        arm
         for loss in ("cos_eos", "arc_eos")
-        for scale in ("thesis", "margin_aware", "adacos", "adacos_dynamic")
+        for arm in (
+            *(
+                Arm(f"{loss}, s={scale}", loss, {"scale": scale})
+                for scale in ("thesis", "margin_aware", "adacos", "adacos_dynamic")
+            ),
+            Arm(
+                f"{loss}, s=margin_aware, P=.999", loss,
+                {"scale": "margin_aware", "scale_probability": 0.999},
+            ),
+        )
     ],
     "background": [
         Arm(name, name)

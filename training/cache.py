@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 import openset.preprocessing
@@ -50,7 +51,8 @@ def open_cache(
 ) -> DecodedImages:
     """Open the cache of some files; build it, or go on building it, where it is not complete.
 
-    Decoding is spread over all processor cores. Only one process builds; others wait for it.
+    Decoding is spread over all processor cores. Only one process builds; others wait for it. Of several processes on one
+    machine that train together the first checks the bytes, the others trust it.
 
     Args:
         folder: of all caches.
@@ -81,7 +83,10 @@ def open_cache(
                 place, list(paths), preprocessing,
                 on_unreadable=on_unreadable, identity=identity, show_progress=show_progress,
             )  # fmt: skip
-        return _open(place, identity, preprocessing.channels, show_progress)
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            return _open(place, identity, preprocessing.channels, show_progress)
+    with _locked(place / "lock", shared=True):
+        return _open(place, identity, preprocessing.channels, show_progress, is_checked=True)
 
 
 def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -105,20 +110,29 @@ def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) ->
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def _locked(file: Path, *, shared: bool = False) -> Iterator[None]:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with file.open("w") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             logger.info("waiting for another process that works on %s", file.parent)
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            fcntl.flock(stream, kind)
         yield
 
 
 def _open(
-    place: Path, identity: dict[str, Any], channels: int, show_progress: bool
+    place: Path,
+    identity: dict[str, Any],
+    channels: int,
+    show_progress: bool,
+    *,
+    is_checked: bool = False,
 ) -> DecodedImages:
-    """Map a complete cache after every byte of it was checked (which also brings it into the page cache)."""
+    """Map a complete cache after every byte of it was checked (which also brings it into the page cache).
+
+    ``is_checked``: another process has done that.
+    """
     facts = json.loads((place / FACTS).read_text())
     index = (place / INDEX).read_bytes() if (place / INDEX).is_file() else b""
     if facts["identity"] != identity or hashlib.sha256(index).hexdigest() != facts["index_sha256"]:
@@ -129,15 +143,38 @@ def _open(
     with np.load(place / INDEX, allow_pickle=False) as stored:
         heights, widths = stored["heights"], stored["widths"]
         sums, lengths = stored["crc32"], stored["bytes"]
-    size = int(facts["bytes"])
     mapped, ends = np.memmap(data, np.uint8, mode="r"), np.cumsum(lengths)
-    view = memoryview(mapped)
+    if not is_checked:
+        _check(place, mapped, sums, lengths, ends, show_progress)
+    sizes = heights * widths * channels
+    offsets = np.cumsum(sizes) - sizes
+    unreadable = {int(row): message for row, message in facts["unreadable"].items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
+        pixels = torch.from_numpy(mapped)
+    return DecodedImages(pixels, offsets, heights, widths, channels, unreadable)
+
+
+def _check(
+    place: Path,
+    mapped: NDArray[np.uint8],
+    sums: NDArray[Any],
+    lengths: NDArray[Any],
+    ends: NDArray[Any],
+    show_progress: bool,
+) -> None:
+    """Compare every chunk's CRC-32 with the stored one.
+
+    Raises:
+        CacheDamaged: one differs.
+    """
+    view = mapped.data
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         found = threads.map(
             lambda span: zlib.crc32(view[span[0] : span[1]]), zip(ends - lengths, ends, strict=True)
         )
         with tqdm(
-            total=size, desc="checking the cache", unit="B", unit_scale=True, leave=False,
+            total=len(mapped), desc="checking the cache", unit="B", unit_scale=True, leave=False,
             disable=None if show_progress else True, delay=3.0,
         ) as bar:  # fmt: skip
             for number, (expected, value, length) in enumerate(
@@ -149,13 +186,6 @@ def _open(
                         place, f"images {first} to {first + CHUNK - 1} are not as written"
                     )
                 bar.update(int(length))
-    sizes = heights * widths * channels
-    offsets = np.cumsum(sizes) - sizes
-    unreadable = {int(row): message for row, message in facts["unreadable"].items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
-        pixels = torch.from_numpy(mapped)
-    return DecodedImages(pixels, offsets, heights, widths, channels, unreadable)
 
 
 def _damaged(place: Path, what: str) -> CacheDamaged:

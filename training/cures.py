@@ -156,7 +156,7 @@ def print_wide(table: Table) -> None:
     console.print(table)
 
 
-def build_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+def shared_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     """Arguments that every comparison of arms has."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--protocol", default="glyphs")
@@ -185,14 +185,19 @@ def data_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"precision": "auto", **given, **missing}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    parser = build_parser("python -m training.cures", __doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = shared_parser("python -m training.cures", __doc__)
     parser.add_argument("--cure", required=True, choices=sorted(CURES))
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="some of its arms; default: all")
     parser.add_argument("--runs", type=Path, default=RUNS / "cures")
     parser.add_argument("--score", choices=ALL_SCORES, default="softmax", help="of the table")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
     arms = CURES[arguments.cure]

@@ -7,6 +7,7 @@ drawn in the resized image instead of the original one, and resized by ``resampl
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,10 @@ class DecodedImages:
             return self
         size = self.pixels.numel()
         free = torch.cuda.mem_get_info(device)[0]
-        place = residence(size, free - DEVICE_RESERVE, _available_host_memory() // 2)
+        # Every process of this machine pins a copy of its own.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        host = _available_host_memory() // 2 // processes
+        place = residence(size, free - DEVICE_RESERVE, host)
         logger.info("decoded images: %.1f GB, kept in %s", size / 1e9, place)
         if place == "GPU memory":
             return replace(self, pixels=self.pixels.to(device))

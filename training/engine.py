@@ -46,10 +46,18 @@ logger = logging.getLogger(__name__)
 # Options of the data that do not decide which images train and which validate.
 _NOT_SPLIT = ("image_size", "on_unreadable", "download")
 LOG_EVERY = 50
+# From a quarter of the epochs on, and not before the fifth, so many epochs in a row without use are a collapse.
+_EARLIEST_COLLAPSE = 5
+_COLLAPSED_EPOCHS = 3
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer finite; the last sound checkpoint is kept."""
+    """The loss is no longer finite, or the model tells no classes apart; the last sound checkpoint is kept."""
+
+
+def useless_accuracy(num_classes: int) -> float:
+    """Below this a model of C classes is no better than a guess: 2/C, with fewer than 20 classes 1.2/C."""
+    return (2.0 if num_classes >= 20 else 1.2) / num_classes
 
 
 @dataclass
@@ -277,7 +285,8 @@ class Trainer:
         Ctrl-C is honoured between two steps: the checkpoint then holds all of the last step and nothing of the next.
 
         Raises:
-            TrainingDiverged: the loss, a weight or a validation figure is not finite.
+            TrainingDiverged: the loss, a weight or a validation figure is not finite, or the accuracy stays that of a
+                guess late in training.
             KeyboardInterrupt: after the checkpoint was written.
         """
         config = self.config
@@ -391,6 +400,20 @@ class Trainer:
         if not math.isfinite(loss_sum):
             raise self._diverged(f"the loss is {loss_sum}")
 
+    def _check_collapse(self, accuracy: float) -> None:
+        """Finite losses can hide a model that has unlearnt its classes (the published arc_os on p1 did)."""
+        done = self.progress.epoch + 1
+        if done < max(_EARLIEST_COLLAPSE, math.ceil(self.config.epochs / 4)):
+            return
+        limit = useless_accuracy(len(self.data.class_ids))
+        former = [row["validation_accuracy"] for row in self.progress.history]
+        latest = [*former, accuracy][-_COLLAPSED_EPOCHS:]
+        if len(latest) == _COLLAPSED_EPOCHS and max(latest) < limit:
+            raise self._diverged(
+                f"the model has collapsed, its validation accuracy is {accuracy:.4f} and was below {limit:.4f}, hardly more "
+                f"than a guess, for {_COLLAPSED_EPOCHS} epochs"
+            )
+
     def _diverged(self, what: str) -> TrainingDiverged:
         return TrainingDiverged(
             f"{self.config.loss}: {what} in epoch {self.progress.epoch + 1}, at or before step {self.progress.step}; "
@@ -403,6 +426,7 @@ class Trainer:
         for name, value in row.items():
             if not math.isfinite(value):
                 raise self._diverged(f"{name} is {value}")
+        self._check_collapse(row["validation_accuracy"])
         row = {
             "epoch": progress.epoch + 1,
             "train_loss": progress.loss_sum / max(progress.sample_count, 1),
@@ -459,7 +483,9 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
         former = TrainConfig.from_json(file.read_text())
         now, then = json.loads(config.to_json()), json.loads(former.to_json())
         changed = sorted(
-            key for key in now if now[key] != then[key] and key not in (*HOW_NOT_WHAT, "epochs")
+            key
+            for key in now
+            if now[key] != then[key] and key not in (*HOW_NOT_WHAT, "epochs", "scores")
         )
         if config.views_from_cache != former.views_from_cache:
             changed.append("cache (it changes the views of this augmentation)")

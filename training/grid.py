@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openset.fitted_scores import parse_scores
 from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.losses import LOSSES, THESIS_LOSSES, build_loss
 from training.protocols import get_protocol
-from training.runs import TrainConfig, make_config
+from training.recommendations import RECOMMENDED, recommendation
+from training.runs import HOW_NOT_WHAT, PRESETS, TrainConfig, make_config
 
 # What is worth knowing first, should time run out; losses that are not named follow in the table's order.
 RANKING = (
@@ -23,6 +25,8 @@ RANKING = (
 # The thesis draws these in two dimensions (its figures 3.2 to 4.2).
 _VISUAL_RANKING = ("softmax", "sfn_cosface", "eos", "os", "sfn_arcface", "arc_os", "cos_os")
 DIGITS = ("mnist", "emnist")
+# Options that change how a model is made or judged, not which model it is; the precision has a column of its own.
+_HOW = ("compile", "checkpoint_seconds", "scores", "download")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Cell:
         epochs: passes over the training data.
         seed: of the run.
         options: what differs from the protocol's and preset's defaults, without the digits.
+        precision: of the backbone in training, "float32" or "bfloat16".
+        is_recommended: whether it was asked for as the protocol's recommended model.
+        how: options that do not change which experiment this is (speed, checkpoints, scores of the evaluation).
     """
 
     protocol: str
@@ -46,19 +53,30 @@ class Cell:
     epochs: int
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
+    precision: str = "float32"
+    is_recommended: bool = field(default=False, compare=False)
+    how: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
         """Folder of the run; it depends on nothing but the cell, so that a later release finds it again."""
         digest = hashlib.sha256(json.dumps(self.options, sort_keys=True).encode()).hexdigest()[:6]
         parts = [self.protocol, self.loss, self.preset, self.digits, f"e{self.epochs}"]
-        return "-".join([part for part in parts if part] + [f"s{self.seed}", digest])
+        ending = [f"s{self.seed}", digest] + ["bf16"] * (self.precision == "bfloat16")
+        return "-".join([part for part in parts if part] + ending)
+
+    @property
+    def scores(self) -> list[str]:
+        """Scores that the evaluation must have beside the default ones."""
+        scores = self.how.get("scores") or []
+        return parse_scores(scores) if isinstance(scores, str) else list(scores)
 
     def config(self, *, data: Path | None, device: str = "auto", workers: int = 0) -> TrainConfig:
         """The run's configuration."""
         return make_config(
             self.protocol, self.loss, preset=self.preset, seed=self.seed, epochs=self.epochs, data=data,
-            options=_with_digits(self.options, self.digits), device=device, workers=workers, name=self.name,
+            options=_with_digits({**self.options, **self.how, "precision": self.precision}, self.digits),
+            device=device, workers=workers, name=self.name,
         )  # fmt: skip
 
 
@@ -79,37 +97,91 @@ def plan(
     seeds: int = 3,
     losses: Sequence[str] | None = None,
     digits: Sequence[str] | None = None,
-    preset: str = "thesis",
+    preset: str | None = None,
     epochs: int | None = None,
     options: dict[str, Any] | None = None,
+    device: str = "auto",
 ) -> list[Cell]:
     """The cells in ranked order: all losses with seed 1, then 2, then 3; each loss with every source of digits.
 
-    The thesis preset means the published code (``as_published``) unless the options say otherwise, also with EMNIST's
-    digits: the two grids then differ in nothing but the digits.
+    The thesis preset means the published code (``as_published``) for the thesis' losses unless the options say otherwise,
+    also with EMNIST's digits: the two grids then differ in nothing but the digits.
+
+    Args:
+        protocol: name.
+        seeds: how many: 1, 2, ...
+        losses: names, ``recommended`` among them for the protocol's recommended loss, preset, options and scores; None
+            for the thesis' twenty.
+        digits: sources, for the toy protocols.
+        preset: None for "thesis", and for ``recommended`` its own.
+        epochs: None for the protocol's.
+        options: as ``make_config`` takes them.
+        device: that trains; it decides what ``precision=auto`` stands for.
 
     Raises:
         ValueError: an unknown loss, preset or source of digits, or an option that a loss does not have.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
     chosen = ranked_losses(protocol) if losses is None else list(losses)
-    if unknown := sorted(set(chosen) - LOSSES.keys()):
-        raise ValueError(f"no loss {', '.join(unknown)}; there are: {', '.join(LOSSES)}")
+    if unknown := sorted(set(chosen) - {*LOSSES, RECOMMENDED}):
+        raise ValueError(
+            f"no loss {', '.join(unknown)}; there are: {', '.join(LOSSES)}, {RECOMMENDED}"
+        )
     free = dict(options or {})
-    if preset == "thesis":
-        free.setdefault("as_published", True)
     sources = _digit_sources(protocol, digits, free)
-    cells = []
-    for seed in range(1, seeds + 1):
-        for loss in chosen:
-            for source in sources:
-                kept = differing_options(protocol, loss, preset, source, free)
-                length = default_epochs(protocol) if epochs is None else epochs
-                cells.append(Cell(protocol, loss, preset, source, length, seed, kept))
-    for cell in cells[: len(chosen) * len(sources)]:
+    templates = [
+        _cell(protocol, loss, source, preset, epochs, free, device)
+        for loss in chosen
+        for source in sources
+    ]
+    for cell in templates:
         _check_options(cell)
-    return cells
+    cells: dict[str, Cell] = {}
+    for seed in range(1, seeds + 1):
+        for template in templates:
+            cell = dataclasses.replace(template, seed=seed)
+            # What is recommended may also have been named: one training with the scores of both.
+            former = cells.get(cell.name)
+            cells[cell.name] = cell if former is None else _joined(former, cell)
+    return list(cells.values())
+
+
+def _cell(
+    protocol: str,
+    loss: str,
+    digits: str | None,
+    preset: str | None,
+    epochs: int | None,
+    free: dict[str, Any],
+    device: str,
+) -> Cell:
+    """The cell of a loss, ``recommended`` resolved, without its seed."""
+    is_recommended, options = loss == RECOMMENDED, dict(free)
+    if is_recommended:
+        choice = recommendation(protocol)
+        loss, preset = choice.loss, preset or choice.preset
+        options = {**choice.options, "scores": list(choice.scores), **options}
+    preset = preset or "thesis"
+    if preset == "thesis" and loss in THESIS_LOSSES and not is_recommended:
+        options.setdefault("as_published", True)
+    how = {key: options.pop(key) for key in _HOW if key in options}
+    precision = {"precision": options.pop("precision")} if "precision" in options else {}
+    config = make_config(protocol, loss, preset=preset, device=device, options=precision)
+    return Cell(
+        protocol, loss, preset, digits, config.epochs if epochs is None else epochs, 0,
+        differing_options(protocol, loss, preset, digits, options), config.training.precision, is_recommended, how,
+    )  # fmt: skip
+
+
+def _joined(first: Cell, second: Cell) -> Cell:
+    scores = list(dict.fromkeys([*first.scores, *second.scores]))
+    how = {**first.how, **second.how} | ({"scores": scores} if scores else {})
+    return dataclasses.replace(
+        first, how=how, is_recommended=first.is_recommended or second.is_recommended
+    )
 
 
 def _digit_sources(
@@ -139,7 +211,9 @@ def differing_options(
         config = make_config(
             protocol, loss, preset=preset, device="cpu", options=_with_digits(chosen, digits)
         )
-        return dataclasses.replace(config, name="")
+        training = dataclasses.replace(config.training, precision="float32")
+        how: dict[str, Any] = dict.fromkeys((*HOW_NOT_WHAT, "scores"))
+        return dataclasses.replace(config, name="", training=training, **how)
 
     full = configured(options)
     return {
@@ -152,8 +226,10 @@ def differing_options(
 def _check_options(cell: Cell) -> None:
     """Refuse an option that the loss does not have before anything is trained."""
     config = cell.config(data=None, device="cpu")
+    num_classes = len(get_protocol(cell.protocol).known)
+    config.feature_dim(num_classes)
     build_loss(
-        cell.loss, num_classes=2, feature_dim=2, scale=config.loss_options["scale"],
+        cell.loss, num_classes=num_classes, feature_dim=2, scale=config.loss_options["scale"],
         as_published=config.as_published, **config.criterion_options,
     )  # fmt: skip
 

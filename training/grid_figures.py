@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from openset import metrics
-from openset.labels import NEGATIVE, UNKNOWN
 from training import figures
 from training.contact_sheet import SHEET
 from training.evaluate import SCORES_FILE
-from training.grid_results import Entry, Model, Setting, option_text
+from training.grid_results import Entry, Setting, option_text
+from training.grid_summaries import FPR_GRID, GROUP_LABELS
 from training.runs import Run
 from training.scoring import Scored
 
@@ -43,8 +44,6 @@ _PANELS = {
 # Okabe and Ito: told apart by all kinds of color vision; the lines differ as well.
 _COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINES = ("-", "--", "-", "-.", ":", "--", "-.")
-_GROUPS = {"negatives": NEGATIVE, "unknowns": UNKNOWN}
-_FPR = np.geomspace(8e-5, 1.0, 240)
 _DPI = 120
 _MAX_ANGLE_PANELS = 24
 
@@ -75,34 +74,45 @@ def _without_digits(setting: Setting) -> tuple[object, ...]:
 
 
 def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) -> dict[str, str]:
-    """Draw what the stored scores allow; file names relative to the report, by key.
+    """Draw what scores and summaries allow; file names relative to the report, by key.
 
-    Models whose scores lie on another machine are not drawn.
+    A picture made elsewhere, of models whose scores are not all here, stays as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, str] = {}
 
-    def keep(key: str, figure: Figure | None) -> None:
+    def keep(key: str, draw: Callable[[], Figure | None], sources: Sequence[bool]) -> None:
+        file = folder / f"{key}.png"
+        is_drawn = any(sources) and (all(sources) or not file.is_file())
+        figure = draw() if is_drawn else None
         if figure is not None:
-            figure.savefig(folder / f"{key}.png", dpi=_DPI)
+            figure.savefig(file, dpi=_DPI)
+        if file.is_file():
             drawn[key] = f"{folder.name}/{key}.png"
 
     with mpl.rc_context(figures.STYLE):
         for setting, entries in settings.items():
-            here = [entry for entry in entries if any(model.has_scores for model in entry.models)]
             name = slug(setting)
-            if here:
-                keep(f"{name}-oscr", draw_oscr(setting, here, "softmax"))
-                keep(f"{name}-oscr-logit", draw_oscr(setting, here, "logit"))
-                keep(f"{name}-thresholds", draw_thresholds(setting, here))
-                keep(f"{name}-angles", draw_angles(setting, here))
+            sound = [entry for entry in entries if entry.sound]
+            known = [model.summary is not None for entry in sound for model in entry.sound]
+            scored = [any(model.has_scores for model in entry.models) for entry in sound]
+            here = [entry for entry, is_here in zip(sound, scored, strict=True) if is_here]
+            keep(f"{name}-oscr", partial(draw_oscr, setting, sound, "softmax"), known)
+            keep(f"{name}-oscr-logit", partial(draw_oscr, setting, sound, "logit"), known)
+            keep(f"{name}-thresholds", partial(draw_thresholds, setting, sound), known)
+            keep(f"{name}-angles", partial(draw_angles, setting, here), scored)
             if protocol == "toy_vis":
-                for entry in here:
-                    keep(f"{name}-{_file_part(entry)}-features", _draw_features(entry))
+                for entry, is_here in zip(sound, scored, strict=True):
+                    key = f"{name}-{_file_part(entry)}-features"
+                    keep(key, partial(_draw_features, entry), [is_here])
         for first, second in digit_twins(settings):
-            keep(f"{slug(first)}-digits", draw_digits(first, settings[first], settings[second]))
+            pairs = _digit_pairs(settings[first], settings[second])
+            scored = [
+                any(one.has_scores for one in entry.models) for pair in pairs for entry in pair
+            ]
+            keep(f"{slug(first)}-digits", partial(draw_digits, first, pairs), scored)
     if protocol in ("toy", "toy_vis", "glyphs"):  # photographs stay out of the repository
-        drawn |= _copy_sheets(settings, folder)
+        drawn |= copy_sheets(settings, folder)
     return drawn
 
 
@@ -111,7 +121,7 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """CCR at ``_FPR`` over the seeds of an entry; NaN where a seed does not reach the FPR. (T,) each."""
+    """CCR at ``FPR_GRID`` over the seeds of an entry; NaN where a seed does not reach the FPR. (T,) each."""
 
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -119,11 +129,11 @@ class Curve:
 
 
 def mean_curve(entry: Entry, group: str, score: str) -> Curve | None:
-    """Mean, least and largest CCR over the seeds whose scores are here."""
+    """Mean, least and largest CCR over the seeds whose curves are kept."""
     rows = [
-        row
+        model.summary.curves[group, score]
         for model in entry.models
-        if model.has_scores and (row := _ccr_at_grid(model, group, score)) is not None
+        if model.summary is not None and (group, score) in model.summary.curves
     ]
     if not rows:
         return None
@@ -131,26 +141,15 @@ def mean_curve(entry: Entry, group: str, score: str) -> Curve | None:
     return Curve(stacked.mean(axis=0), stacked.min(axis=0), stacked.max(axis=0))
 
 
-def _ccr_at_grid(model: Model, group: str, score: str) -> NDArray[np.float64] | None:
-    sample = model.scores
-    if score not in sample.scores or not (sample.labels == _GROUPS[group]).any():
-        return None
-    curve = metrics.oscr_curve(
-        sample.scores[score], sample.predictions, sample.labels, against=_GROUPS[group]
-    )
-    reached = np.searchsorted(curve.fpr, _FPR, side="right") - 1
-    return np.where(reached < 0, np.nan, curve.ccr[reached.clip(0)])
-
-
 def _draw_curve(axes: Axes, curve: Curve, number: int, label: str, line: str | None = None) -> None:
     color = _COLORS[number % len(_COLORS)]
-    axes.plot(_FPR, curve.mean, line or _LINES[number % len(_LINES)], color=color, label=label)
-    axes.fill_between(_FPR, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+    axes.plot(FPR_GRID, curve.mean, line or _LINES[number % len(_LINES)], color=color, label=label)
+    axes.fill_between(FPR_GRID, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
 
 
 def _finish_oscr(axes: Axes, curves: Sequence[Curve]) -> None:
     """Logarithmic FPR; CCR from 0, or from .8 where nothing lies lower at any FPR from 1e-3 on."""
-    at_low = np.concatenate([curve.low[_FPR >= 1e-3] for curve in curves])
+    at_low = np.concatenate([curve.low[FPR_GRID >= 1e-3] for curve in curves])
     floor = 0.8 if np.nanmin(at_low, initial=1.0) > 0.82 else 0.0
     axes.set(xscale="log", xlim=(8e-5, 1.4), ylim=(floor, 1.0 + 0.02 * (1 - floor)))
 
@@ -184,7 +183,7 @@ def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure 
     grid = figure.subplots(len(panels), 2, squeeze=False)
     empty = True
     for row, (title, chosen) in zip(grid, panels, strict=True):
-        for axes, group in zip(row, _GROUPS, strict=True):
+        for axes, group in zip(row, GROUP_LABELS, strict=True):
             curves = []
             for number, entry in enumerate(chosen):
                 curve = mean_curve(entry, group, score)
@@ -230,15 +229,20 @@ def draw_thresholds(setting: Setting, entries: Sequence[Entry]) -> Figure | None
     return None if empty else figure
 
 
-def draw_digits(setting: Setting, mnist: Sequence[Entry], emnist: Sequence[Entry]) -> Figure | None:
-    """The same loss with both sources of digits, one column a loss; curves above, angles of each source below."""
-    pairs = [
+def _digit_pairs(mnist: Sequence[Entry], emnist: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    return [
         (entry, twin)
         for entry in mnist
         for twin in emnist
-        if (twin.loss, twin.options) == (entry.loss, entry.options)
-        and all(any(model.has_scores for model in one.models) for one in (entry, twin))
+        if (twin.loss, twin.options) == (entry.loss, entry.options) and entry.sound and twin.sound
     ][:4]
+
+
+def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure | None:
+    """The same loss with both sources of digits, one column a loss; curves above, angles of each source below."""
+    pairs = [
+        pair for pair in pairs if all(any(model.has_scores for model in one.models) for one in pair)
+    ]
     if not pairs:
         return None
     figure = Figure(figsize=(max(5.4, 3.9 * len(pairs)), 8.6), layout="constrained")
@@ -282,7 +286,7 @@ def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
 
 def _angle_legend(figure: Figure, panels: Iterable[Axes]) -> None:
     """One legend for all angle panels, below them; their sample counts are left out."""
-    names: dict[str, object] = {}
+    names: dict[str, Artist] = {}
     for panel in panels:
         siblings = panel.get_shared_x_axes().get_siblings(panel)  # itself and its twin
         for axes in sorted(siblings, key=lambda axes: axes is not panel):
@@ -307,19 +311,20 @@ def _draw_features(entry: Entry) -> Figure:
     return figure
 
 
-def _copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str, str]:
-    """The contact sheet of the first model of each setting; every run has its own in its folder."""
+def copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str, str]:
+    """The contact sheet of each entry's first seed; every run has its own in its folder."""
     copied: dict[str, str] = {}
     for setting, entries in settings.items():
         for entry in entries:
+            key = f"{slug(setting)}-{_file_part(entry)}-false_positives"
+            target = folder / f"{key}.png"
             sheets = [
                 model.folder / "figures" / SHEET for model in entry.models if model.has_scores
             ]
             if sheets and sheets[0].is_file():
-                key = f"{slug(setting)}-{_file_part(entry)}-false_positives"
-                shutil.copyfile(sheets[0], folder / f"{key}.png")
+                shutil.copyfile(sheets[0], target)
+            if target.is_file():
                 copied[key] = f"{folder.name}/{key}.png"
-                break
     return copied
 
 

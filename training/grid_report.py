@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from training import grid_figures, grid_tables
+from training.grid_aims import aims
 from training.grid_results import Entry, Setting, group_rows
 from training.grid_rows import (
     GRID_RUNS,
@@ -21,6 +23,7 @@ from training.grid_rows import (
     results_file,
     stored_rows,
 )
+from training.grid_summaries import summary_file
 from training.protocols import PROTOCOLS
 from training.runs import write_atomically
 
@@ -48,7 +51,7 @@ def write(protocol: str, *, runs: Path = GRID_RUNS, results: Path = RESULTS) -> 
     rows = _gather(protocol, runs, file)
     if not rows:
         return None
-    settings = group_rows(rows, runs)
+    settings = group_rows(rows, runs, results)
     figures = grid_figures.draw_all(settings, results / "figures", protocol)
     target = file.with_suffix(".md")
     write_atomically(target, "\n\n".join(_sections(protocol, rows, settings, figures)) + "\n")
@@ -67,13 +70,18 @@ def _gather(protocol: str, runs: Path, file: Path) -> list[Row]:
 
 
 def _merge(file: Path, results: Path) -> None:
-    """Add the rows of another file to those of its protocol."""
+    """Add the rows of another file to those of its protocol, with the summaries that lie beside it."""
     rows = read_rows(file)
     if not rows:
         raise ValueError(f"{file} holds no rows; expected a <protocol>.json of make reproduce")
     for protocol in sorted({row["protocol"] for row in rows}):
         chosen = [row for row in rows if row["protocol"] == protocol]
         merge_rows(results_file(protocol, results), chosen)
+        for run in sorted({row["run"] for row in chosen}):
+            theirs, ours = (summary_file(folder, run) for folder in (file.parent, results))
+            if theirs.is_file() and theirs != ours:
+                ours.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(theirs, ours)
 
 
 def _sections(
@@ -88,10 +96,13 @@ def _sections(
             f"Setting: {published.title}. CCR against **unknowns**, softmax scores, FPR strictly below the target, as published. "
             "The thesis has one run a row.",
             grid_tables.published_table(published, entries),
+            grid_tables.precision_note(entries),
             grid_tables.replicate_note(protocol),
+            grid_tables.counts_note(entries),
             "### Beyond the published values",
             *_deviations(published, entries),
         ]
+    parts += _aims(settings, protocol)
     parts += _digits(settings, figures)
     if entries:
         parts.append("## The published setting in detail")
@@ -102,6 +113,8 @@ def _sections(
             parts += [
                 "CCR against **unknowns**, softmax scores.",
                 grid_tables.setting_table(others),
+                grid_tables.precision_note(others),
+                grid_tables.counts_note(others),
             ]
             parts += _comparison(setting, others, figures)
     parts += _pictures(figures)
@@ -112,7 +125,8 @@ _HOW_TO_READ = (
     "A figure is the mean over the seeds that were run, ± the half-width of its 95 % interval over seeds (Student's t, "
     "from two seeds on), then in brackets the 95 % interval over images: a bootstrap that draws whole classes, knowns "
     "and foreign ones apart, with a new threshold each time, and the same classes for all models, so that differences "
-    "are paired. A dash: the FPR is not reached. Empty: not run."
+    "are paired. With few classes its percentiles are too narrow; they are widened by sqrt(G / (G - 1)) and Student's t of "
+    "G - 1 degrees of freedom, G the smaller number of classes. A dash: the FPR is not reached. Empty: not run."
 )
 
 
@@ -135,12 +149,16 @@ def _origin(protocol: str, rows: list[Row]) -> str:
 def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
     if not entries:
         return ["Nothing was run in the published setting yet."]
-    compared = grid_tables.deviation_table(setting, entries)
     rule = (
-        "Listed are figures whose interval, over seeds as well as over images, does not meet the published value with the "
-        "spread of one run (toy: the difference between two runs of the author; p1 to p3: the test set's sampling error)."
+        "Reproduced: an interval of ours, over seeds or over images, meets the published value with the spread of one run, and "
+        "both are narrower than that spread. Beyond: neither meets it. The spread is the difference between two runs of the "
+        "author; where no replicate is known, the test set's sampling error stands in, and a run may well differ by more."
     )
-    return [rule, compared or "None."]
+    return [
+        grid_tables.verdict_summary(setting.protocol, entries),
+        rule,
+        grid_tables.deviation_table(setting, entries),
+    ]
 
 
 def _caution(setting: Setting) -> str:
@@ -166,15 +184,35 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
     differences = grid_tables.difference_table(entries)
     scores = grid_tables.score_table(entries)
     parts = ["### Against negatives", grid_tables.setting_table(entries, group="negatives")]
+    # The published setting's own table has the plain entries of protocols with a published table, and nothing else.
+    if setting == grid_tables.published_setting(setting.protocol) and (
+        setting.protocol not in _TABLE_NAMES or any(entry.options for entry in entries)
+    ):
+        parts = [
+            "### Against unknowns",
+            grid_tables.setting_table(entries),
+            grid_tables.precision_note(entries),
+            *([] if setting.protocol in _TABLE_NAMES else [grid_tables.counts_note(entries)]),
+            *parts,
+        ]
     if differences:
         parts += [
-            "### Differences to the benchmark",
-            "Softmax for losses that see no negatives in training, EOS for those that do. Bold: both intervals exclude zero.",
+            "### Differences to the benchmarks",
+            "Softmax for losses that see no negatives in training, EOS and OS for those that do. Bold: both intervals "
+            "exclude zero.",
             differences,
             grid_tables.conclusion(entries),
         ]
     if scores:
         parts += ["### Softmax or logit thresholds", scores]
+    saturation = grid_tables.saturation_table(entries)
+    if saturation:
+        parts += [
+            "### No saturation",
+            "CCR against unknowns. A float32 probability is exactly 1 for many images; a dash is where these ties put "
+            "the FPR out of reach. Log-odds order the same images without ties.",
+            saturation,
+        ]
     parts += [
         "### No foreign image accepted",
         "CCR with the threshold just above the best foreign score.",
@@ -182,7 +220,12 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
     parts.append(grid_tables.zero_table(entries))
     validation = grid_tables.validation_table(entries)
     if validation:
-        parts += ["### The validation part, where choices are made", validation]
+        parts += [
+            "### The validation part, for information",
+            "Not for choosing: these images certify the thresholds of these models, and a choice made on them would cost that. "
+            "`make recommend` chooses without them.",
+            validation,
+        ]
     slug = grid_figures.slug(setting)
     parts += [
         f"![{caption}]({figures[key]})"
@@ -190,6 +233,18 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
         if (key := f"{slug}-{kind}") in figures
     ]
     return parts
+
+
+def _aims(settings: dict[Setting, list[Entry]], protocol: str) -> list[str]:
+    found = aims(settings, protocol)
+    if not found:
+        return []
+    return [
+        "## Aims",
+        "What this project sets out to reach; full trainings only, means over the seeds that were run. A positive distance: "
+        "the aim is reached. The best of several was taken on these very test images, so that it is flattered.",
+        grid_tables.aims_table(found),
+    ]
 
 
 def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> list[str]:
@@ -200,6 +255,8 @@ def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> li
             parts += [
                 f"### {first.title.replace('MNIST digits, ', '')}",
                 text,
+                "Share of the knowns missed (rejected, or taken for another class), 1 − CCR:",
+                grid_tables.missed_table(pairs),
             ]
             key = f"{grid_figures.slug(first)}-digits"
             if key in figures:
@@ -224,14 +281,14 @@ def _pictures(figures: dict[str, str]) -> list[str]:
     if sheets:
         parts += [
             "## The foreign images with the highest scores",
-            "Every run has such a sheet in its folder (`figures/false_positives.png`).",
+            "Of each loss' first seed; every run has such a sheet in its folder (`figures/false_positives.png`).",
         ]
         parts += [f"![{key}]({path})" for key, path in sheets.items()]
     return parts
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.grid_report", description=__doc__)
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, help="default: every protocol that has rows"
@@ -242,7 +299,12 @@ def main(argv: list[str] | None = None) -> int:
         "--merge", type=Path, action="append", default=[], metavar="FILE",
         help="add the rows of another machine's <protocol>.json first; may be repeated",
     )  # fmt: skip
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     chosen = PROTOCOLS if arguments.protocol is None else (arguments.protocol,)
     try:

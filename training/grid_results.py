@@ -5,30 +5,36 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openset.labels import NEGATIVE, UNKNOWN
 from training.evaluate import SCORES_FILE
-from training.grid import all_classes, default_epochs
+from training.grid import all_classes, default_epochs, differing_options
 from training.grid_rows import CELL_FILE, Row, cell_key
 from training.grid_statistics import (
     ACCURACY,
     Floats,
     Interval,
     ModelScores,
-    bootstrap_by_class,
     percentile_interval,
     seed_difference_interval,
     seed_interval,
+    widened,
+)
+from training.grid_summaries import (
+    GROUP_LABELS,
+    Summary,
+    stored_summary,
+    summarize,
+    summary_file,
 )
 from training.published import TARGETS
+from training.recommendations import recommendation
 
 COLUMNS = (*TARGETS, ACCURACY)
-_LABELS = {"negatives": NEGATIVE, "unknowns": UNKNOWN}
 # These change what the task is; all other options change how a model is made for it.
 _DATA_OPTIONS = ("allow_missing_classes", "image_size", "on_unreadable", "size", "split_seed")
 
@@ -72,6 +78,13 @@ class Setting:
         """Are all classes of the protocol there?"""
         return self.classes == all_classes(self.protocol)
 
+    def class_count(self, group: str, column: str) -> int:
+        """Number of classes that a figure's bootstrap draws from: the smaller of knowns and the foreign group."""
+        known, negative, unknown = (int(count) for count in self.classes.split("/"))
+        if column == ACCURACY:
+            return known
+        return min(known, unknown if group == "unknowns" else negative)
+
     @property
     def title(self) -> str:
         """For people."""
@@ -101,11 +114,13 @@ class Model:
         columns: of any of its rows; they name the cell and say where its figures come from.
         rows: by (group, score).
         folder: of its run; the scores may lie on another machine.
+        results: folder of the rows and summaries.
     """
 
     columns: Row
     rows: dict[tuple[str, str], Row]
     folder: Path
+    results: Path
 
     @property
     def diverged(self) -> str | None:
@@ -139,20 +154,21 @@ class Model:
         return bool(provenance["evaluated"] == self.columns["evaluated"])
 
     @cached_property
-    def scores(self) -> ModelScores:
-        """The test scores."""
-        return ModelScores.load(self.folder / SCORES_FILE)
-
-    @cache  # noqa: B019 - a report's models live as long as its process
-    def replicates(self, group: str, score: str) -> dict[str, Floats]:
-        """Bootstrap replicates of every column."""
-        return bootstrap_by_class(
-            self.scores,
-            score=score,
-            against=_LABELS[group],
-            targets=[float(target) for target in TARGETS],
-            rule=self.rows[(group, score)]["rule"],
+    def summary(self) -> Summary | None:
+        """Replicates and curves: from the file kept beside the rows, else from the scores, and then kept; else None."""
+        if self.diverged:
+            return None
+        file = summary_file(self.results, self.columns["run"])
+        kept = stored_summary(file, self.columns["evaluated"])
+        if kept is not None or not self.has_scores:
+            return kept
+        made = summarize(
+            ModelScores.load(self.folder / SCORES_FILE),
+            rule=self.columns["rule"],
+            evaluated=self.columns["evaluated"],
         )
+        made.save(file)
+        return Summary.load(file)
 
 
 def _ccr(row: Row, column: str) -> dict[str, Any]:
@@ -183,6 +199,19 @@ class Entry:
         return self.loss + (f" ({options})" if options else "")
 
     @property
+    def is_recommended(self) -> bool:
+        """Is this what ``recommended`` stands for, with its scores?"""
+        setting = self.setting
+        choice = recommendation(setting.protocol)
+        options = differing_options(
+            setting.protocol, choice.loss, choice.preset, setting.digits, choice.options
+        )
+        as_published = bool(options.pop("as_published", False))
+        return (self.loss, setting.preset, self.options, setting.as_published) == (
+            choice.loss, choice.preset, options, as_published,
+        )  # fmt: skip
+
+    @property
     def sound(self) -> list[Model]:
         """Models that did not diverge."""
         return [model for model in self.models if model.diverged is None]
@@ -210,25 +239,34 @@ class Entry:
     def over_images(
         self, column: str, *, group: str = "unknowns", score: str = "softmax"
     ) -> Interval | None:
-        """95 % class-clustered bootstrap interval of the mean; from the row where the scores are elsewhere."""
+        """95 % class-clustered bootstrap interval of the mean, widened for the number of classes; else None."""
         if self.mean(column, group=group, score=score) is None:
             return None
         replicates = self.replicates(group, score)
+        interval = None
         if replicates is not None:
-            return percentile_interval(replicates[column])
-        # What the row carries: of one model, and with fewer replicates.
-        if len(self.models) == 1:
-            return self.models[0].stored_interval(group, score, column)
-        return None
+            interval = percentile_interval(replicates[column])
+        elif len(self.models) == 1:
+            # What the row carries: of one model, and with fewer replicates.
+            interval = self.models[0].stored_interval(group, score, column)
+        center = self.mean(column, group=group, score=score)
+        if interval is None or center is None:
+            return None
+        low, high = widened(interval, center, self.setting.class_count(group, column))
+        return max(0.0, low), min(1.0, high)
 
     def replicates(self, group: str, score: str) -> dict[str, Floats] | None:
-        """Bootstrap replicates of the means over seeds; None where scores are missing on this machine."""
-        if group not in _LABELS or len(self.sound) != len(self.models):
+        """Bootstrap replicates of the means over seeds; None where a model's are neither here nor kept."""
+        if group not in GROUP_LABELS or len(self.sound) != len(self.models):
             return None
-        if not all(model.has_scores and (group, score) in model.rows for model in self.models):
+        found = [model.summary for model in self.models]
+        parts = [one.replicates.get((group, score)) for one in found if one is not None]
+        complete = [part for part in parts if part is not None]
+        if len(complete) < len(self.models):
             return None
-        parts = [model.replicates(group, score) for model in self.models]
-        return {column: np.mean([part[column] for part in parts], axis=0) for column in parts[0]}
+        return {
+            column: np.mean([part[column] for part in complete], axis=0) for column in complete[0]
+        }
 
 
 @dataclass(frozen=True)
@@ -274,6 +312,8 @@ def difference(
     images = None
     if replicates[0] is not None and replicates[1] is not None:
         images = percentile_interval(replicates[0][column] - replicates[1][column])
+    if images is not None:
+        images = widened(images, means[0] - means[1], first.setting.class_count(group, column))
     # Two scores of the same models are paired by seed.
     seeds = (
         seed_interval([one - other for one, other in zip(*values, strict=True)])
@@ -283,8 +323,16 @@ def difference(
     return Difference(means[0] - means[1], seeds, images)
 
 
-def group_rows(rows: Iterable[Row], runs: Path) -> dict[Setting, list[Entry]]:
-    """Settings, the published one first, with their entries in the order of the rows."""
+def group_rows(rows: Iterable[Row], runs: Path, results: Path) -> dict[Setting, list[Entry]]:
+    """Settings, the published one first, with their entries in the order of the rows.
+
+    Of one seed trained in two precisions the float32 model counts, which is what the thesis has.
+
+    Args:
+        rows: of one protocol.
+        runs: folder of the grid's runs.
+        results: folder of the rows and summaries.
+    """
     by_cell: dict[str, list[Row]] = {}
     for row in rows:
         by_cell.setdefault(cell_key(row), []).append(row)
@@ -303,10 +351,12 @@ def group_rows(rows: Iterable[Row], runs: Path) -> dict[Setting, list[Entry]]:
         name = (setting, json.dumps([columns["loss"], options], sort_keys=True))
         entry = entries.setdefault(name, Entry(setting, columns["loss"], options))
         rows_by_name = {(row["group"], row["score"]): row for row in current}
-        entry.models.append(Model(columns, rows_by_name, runs / columns["run"]))
+        entry.models.append(Model(columns, rows_by_name, runs / columns["run"], results))
     settings: dict[Setting, list[Entry]] = {}
     for (setting, _), entry in sorted(entries.items(), key=lambda item: _order(item[0][0])):
-        entry.models.sort(key=lambda model: model.columns["seed"])
+        by_precision = sorted(entry.models, key=lambda one: one.columns["precision"] == "float32")
+        by_seed = {one.columns["seed"]: one for one in by_precision}
+        entry.models[:] = [by_seed[seed] for seed in sorted(by_seed)]
         settings.setdefault(setting, []).append(entry)
     return settings
 

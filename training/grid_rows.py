@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from training.evaluate import REPORT
 from training.grid import Cell, ranked_losses
 from training.runs import RUNS, write_atomically
 
+logger = logging.getLogger(__name__)
+
 Row = dict[str, Any]
 
 RESULTS = Path("docs/results")
@@ -22,10 +25,15 @@ CELL_FILE = "cell.json"
 SCHEMA = 1
 
 # A row is one group and one score of one cell on one set of classes.
-_CELL_KEY = ("protocol", "loss", "options", "preset", "seed", "epochs", "digits", "classes")
+_CELL_KEY = (
+    "protocol", "loss", "options", "preset", "seed", "epochs", "digits", "classes", "precision",
+)  # fmt: skip
 _KEY = (*_CELL_KEY, "group", "score")
+_CELL_FIGURES = ("value", "interval", "interval_clustered", "false_negative_rate")
 GROUPS = {"negative": "negatives", "unknown": "unknowns"}
 VALIDATION_GROUP = "validation_negatives"
+# The score as published, in float32: where it ties at 1, a low FPR is out of reach.
+PUBLISHED_SCORE = "softmax_float32"
 
 
 def row_key(row: Row) -> str:
@@ -39,9 +47,20 @@ def cell_key(row: Row) -> str:
 
 
 def cell_columns(cell: Cell, classes: str) -> Row:
-    """The columns that name a cell."""
+    """The columns that name a cell, and what was asked of its evaluation."""
     values = vars(cell) | {"classes": classes}
-    return {name: values[name] for name in _CELL_KEY}
+    return {name: values[name] for name in _CELL_KEY} | {
+        "is_recommended": cell.is_recommended,
+        "scores": cell.scores,
+    }
+
+
+def is_recorded(columns: Row, rows: Iterable[Row]) -> bool:
+    """Do the rows hold a cell with all scores that are asked of it? A diverged cell has none to give."""
+    found = [row for row in rows if cell_key(row) == cell_key(columns)]
+    if any("diverged" in row for row in found):
+        return True
+    return bool(found) and set(columns["scores"]) <= {row["score"] for row in found}
 
 
 def rows_of(
@@ -50,6 +69,7 @@ def rows_of(
     *,
     test: dict[str, Any],
     validation: dict[str, Any] | None,
+    published_score: dict[str, Any] | None = None,
 ) -> list[Row]:
     """One row a group and score.
 
@@ -58,8 +78,11 @@ def rows_of(
         provenance: run, commit, device, precision and time of the evaluation.
         test: report of the test part (``training.report.build_report``).
         validation: report of the validation part, or None.
+        published_score: report of the test part with ``PUBLISHED_SCORE``, or None.
     """
     parts = [(test, GROUPS)]
+    if published_score is not None:
+        parts.append((published_score, GROUPS))
     if validation is not None:
         parts.append((validation, {"negative": VALIDATION_GROUP}))
     rows = []
@@ -67,7 +90,7 @@ def rows_of(
         for score, against in report["scores"].items():
             for group, figures in against.items():
                 cells = {
-                    target: {key: cell[key] for key in ("value", "interval", "interval_clustered")}
+                    target: {key: cell[key] for key in _CELL_FIGURES}
                     for target, cell in figures["ccr_at_fpr"].items()
                 }
                 rows.append(
@@ -75,6 +98,7 @@ def rows_of(
                     | {"group": names[group], "score": score, "rule": report["rule"]}
                     | {"ccr_at_fpr": cells, "ccr_at_zero_fpr": figures["ccr_at_zero_fpr"]}
                     | {"accuracy": report["accuracy"], "foreign_count": figures["count"]}
+                    | {"counts": test["counts"], "notes": test["notes"]}
                     | provenance
                 )
     return rows
@@ -90,19 +114,28 @@ def diverged_rows(columns: Row, provenance: Row, *, message: str) -> list[Row]:
 
 
 def stored_rows(folder: Path) -> list[Row]:
-    """The rows of a finished run, from its files; none where it is not finished."""
+    """The rows of a finished run, from its files; none where it is not finished, or where its files are damaged."""
     file = folder / CELL_FILE
     if not file.is_file():
         return []
-    record = json.loads(file.read_text())
-    if "diverged" in record:
-        return diverged_rows(record["columns"], record["provenance"], message=record["diverged"])
-    return rows_of(
-        record["columns"],
-        record["provenance"],
-        test=json.loads((folder / REPORT).read_text()),
-        validation=record["validation"],
-    )
+    try:
+        record = json.loads(file.read_text())
+        columns, provenance = record["columns"], record["provenance"]
+        if "diverged" in record:
+            return diverged_rows(columns, provenance, message=record["diverged"])
+        rows = rows_of(
+            columns,
+            provenance,
+            test=json.loads((folder / REPORT).read_text()),
+            validation=record["validation"],
+            published_score=record.get("published_score"),
+        )
+        for row in rows:
+            row_key(row)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is left out, its files are damaged (%r)", folder, error)
+        return []
+    return rows
 
 
 def results_file(protocol: str, folder: Path = RESULTS) -> Path:

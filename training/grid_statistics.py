@@ -67,6 +67,31 @@ def percentile_interval(replicates: Floats, *, confidence: float = 0.95) -> Inte
     return float(low), float(high)
 
 
+def widened(
+    interval: Interval, center: float, class_count: int, *, confidence: float = 0.95
+) -> Interval:
+    """A percentile interval of a bootstrap over few classes, made as wide as it claims to be.
+
+    With G classes the bootstrap's variance is too small by (G - 1) / G, and its percentiles are a normal's where G - 1
+    degrees of freedom need Student's t. Both are made up for, on either side of the estimate.
+
+    Args:
+        interval: percentiles of the replicates.
+        center: the estimate.
+        class_count: G, of the group with the fewest classes.
+        confidence: of the interval.
+    """
+    if class_count < 2:
+        return -math.inf, math.inf
+    normal = float(stats.norm.ppf((1 + confidence) / 2))
+    factor = (
+        math.sqrt(class_count / (class_count - 1))
+        * _t_quantile(class_count - 1, confidence)
+        / normal
+    )
+    return center - factor * (center - interval[0]), center + factor * (interval[1] - center)
+
+
 @dataclass(frozen=True, eq=False)
 class ModelScores:
     """Stored scores of one model on the test part; the columns a figure needs, nothing else.

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from training.grid import all_classes, default_epochs, ranked_losses
+from training.grid_aims import Aim
 from training.grid_results import COLUMNS, Difference, Entry, Setting, difference, option_text
+from training.grid_rows import PUBLISHED_SCORE
 from training.grid_statistics import ACCURACY, Interval
-from training.losses import LOSSES
+from training.losses import AS_PUBLISHED, LOSSES
 from training.published import (
     comparisons,
+    has_replicates,
     is_published,
     published_interval,
     published_value,
@@ -18,7 +21,7 @@ from training.published import (
 )
 
 HEADINGS = {"0.001": "CCR@1e-3", "0.01": "CCR@1e-2", "0.1": "CCR@1e-1", ACCURACY: "Acc"}
-_BENCHMARKS = {False: "softmax", True: "eos"}
+_BENCHMARKS = {False: ("softmax",), True: ("eos", "os")}
 
 # Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
 _COMMON_SWITCHES: dict[str, Any] = {"feature_bias": False}
@@ -57,6 +60,60 @@ def figure_text(
     seeds = entry.over_seeds(column, **options)
     half = "" if seeds is None else f" ±{number(seeds[1] - mean)}"
     return f"{number(mean)}{half} {interval_text(entry.over_images(column, **options))}".rstrip()
+
+
+def seeds_text(entry: Entry | None) -> str:
+    """How many seeds, and how many of them trained with a bfloat16 backbone; empty where nothing was run."""
+    if entry is None or not entry.models:
+        return ""
+    half = sum(model.columns["precision"] == "bfloat16" for model in entry.models)
+    return f"{len(entry.models)}" + (f" ({half} bf16)" if half else "")
+
+
+def precision_note(entries: Iterable[Entry]) -> str:
+    """What "bf16" means; empty where no such model is shown."""
+    if not any("bf16" in seeds_text(entry) for entry in entries):
+        return ""
+    return (
+        "bf16: so many of the seeds trained with bfloat16 arithmetic in the backbone (head, loss and test scores are float32); "
+        "the thesis trained in float32."
+    )
+
+
+def name_text(entry: Entry) -> str:
+    """Loss and options; whether the recommendation stands for it."""
+    return f"`{entry.label}`" + (" (recommended)" if entry.is_recommended else "")
+
+
+def aims_table(found: Sequence[Aim]) -> str:
+    """Aim, reached, distance; what is missing with its command."""
+    lines = []
+    for aim in found:
+        distance = "" if aim.distance is None else signed(aim.distance)
+        reached = "" if aim.reached is None else number(aim.reached)
+        if aim.reached is None and aim.by:
+            reached = "–"
+        by = f"not run: `{aim.command}`" if aim.command else aim.by
+        lines.append(
+            [aim.what, aim.digits.upper(), f"≥ {number(aim.aim, 3)}", reached, distance, by]
+        )
+    headings = ["figure, on unknowns", "digits", "aim", "reached", "distance", "by"]
+    return table(headings, lines) if lines else ""
+
+
+def counts_note(entries: Iterable[Entry]) -> str:
+    """How many samples the models saw, and what is to know about the data; empty for rows that do not say."""
+    texts: dict[str, None] = {}
+    for entry in entries:
+        for model in entry.models:
+            parts = [
+                f"{part} {' / '.join(f'{count:,} {group}' for group, count in counts.items() if count)}"
+                for part, counts in model.columns.get("counts", {}).items()
+                if any(counts.values())
+            ]
+            sentences = ["Samples: " + "; ".join(parts)] if parts else []
+            texts |= dict.fromkeys(sentences + list(model.columns.get("notes", [])))
+    return "\n".join(f"- {text}" for text in texts)
 
 
 def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -106,7 +163,7 @@ def published_table(setting: Setting, entries: Sequence[Entry], *, seeds: int = 
     headings = ["loss", "seeds"]
     for column in COLUMNS:
         headings += [f"{HEADINGS[column]} thesis", "ours"]
-    headings.append("to fill")
+    headings += ["verdict", "to fill"]
     lines = []
     for title, losses in [*groups, ("no row in the thesis", rest)]:
         if losses:
@@ -119,11 +176,12 @@ def published_table(setting: Setting, entries: Sequence[Entry], *, seeds: int = 
 
 def _published_line(setting: Setting, entry: Entry | None, loss: str, seeds: int) -> list[str]:
     count = len(entry.models) if entry else 0
-    line = [f"`{loss}`", str(count) if count else ""]
+    line = [f"`{loss}`", seeds_text(entry)]
     for column in COLUMNS:
         line += [_published_text(setting.protocol, loss, column)]
         line += [figure_text(entry, column) if entry else ""]
-    return [*line, command(setting, loss, seeds=seeds) if count < seeds else ""]
+    fill = command(setting, loss, seeds=seeds) if count < seeds else ""
+    return [*line, _verdict_text(entry), fill]
 
 
 def _published_text(protocol: str, loss: str, column: str) -> str:
@@ -156,33 +214,82 @@ def setting_table(
     lines = []
     for entry in entries:
         cells = [figure_text(entry, column, group=group, score=score) for column in COLUMNS]
-        lines.append([f"`{entry.label}`", str(len(entry.models)), *cells])
+        lines.append([name_text(entry), seeds_text(entry), *cells])
     return table(["loss", "seeds", *HEADINGS.values()], lines)
 
 
-def beyond_published(setting: Setting, entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
+REPRODUCED, BEYOND, UNDECIDED = "reproduced", "beyond", "undecided"
+
+
+def verdict(entry: Entry, column: str) -> str | None:
+    """Our figure against the published one with the spread of a run; None where one of them is missing.
+
+    Returns:
+        ``BEYOND`` where the published value with its spread meets neither of our intervals (without any interval: our value);
+        ``UNDECIDED`` where it meets one that is wider than the spread, or nothing but a value is there; else ``REPRODUCED``.
+    """
+    theirs = published_interval(entry.setting.protocol, entry.loss, column)
+    mean = entry.mean(column)
+    if theirs is None or mean is None:
+        return None
+    ours = [
+        span for span in (entry.over_seeds(column), entry.over_images(column)) if span is not None
+    ]
+    spans = ours or [(mean, mean)]
+    if all(span[1] < theirs[0] or span[0] > theirs[1] for span in spans):
+        return BEYOND
+    widest = max(span[1] - span[0] for span in spans)
+    return UNDECIDED if not ours or widest > theirs[1] - theirs[0] else REPRODUCED
+
+
+def verdicts(entries: Sequence[Entry]) -> list[tuple[Entry, str, str]]:
+    """Entry, column and verdict of every figure that can be compared with a published one."""
+    return [
+        (entry, column, found)
+        for entry in entries
+        if not entry.options
+        for column in COLUMNS
+        if (found := verdict(entry, column)) is not None
+    ]
+
+
+def beyond_published(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
     """Entries and columns where the published value, with its spread, meets neither of our intervals."""
-    found = []
-    for entry in entries:
-        if entry.options:
-            continue
-        for column in COLUMNS:
-            theirs = published_interval(setting.protocol, entry.loss, column)
-            ours = [entry.over_seeds(column), entry.over_images(column)]
-            mean = entry.mean(column)
-            if theirs is None or mean is None:
-                continue
-            # Without any interval of ours, the value itself is compared.
-            spans = [span for span in ours if span is not None] or [(mean, mean)]
-            if all(span[1] < theirs[0] or span[0] > theirs[1] for span in spans):
-                found.append((entry, column))
-    return found
+    return [(entry, column) for entry, column, found in verdicts(entries) if found == BEYOND]
+
+
+def verdict_summary(protocol: str, entries: Sequence[Entry]) -> str:
+    """How much of the published table was run, and how it compares."""
+    # A row may stand in several comparisons.
+    published = {loss for _, losses in comparisons(protocol) for loss in losses}
+    run = [loss for loss in published if plain_entry(entries, loss) is not None]
+    found = [kind for _, _, kind in verdicts(entries)]
+    text = f"{len(run)} of {len(published)} published rows were run"
+    if not found:
+        return text + "; no figure can be compared yet."
+    return (
+        f"{text}; of {len(found)} figures that can be compared {found.count(REPRODUCED)} are reproduced, "
+        f"{found.count(BEYOND)} lie beyond, {found.count(UNDECIDED)} are undecided "
+        "(our interval is wider than the published spread)."
+    )
+
+
+def _verdict_text(entry: Entry | None) -> str:
+    """The verdicts of a row; columns are named where they differ."""
+    kinds: dict[str, list[str]] = {}
+    for column in COLUMNS if entry is not None else ():
+        assert entry is not None
+        if (found := verdict(entry, column)) is not None:
+            kinds.setdefault(found, []).append(HEADINGS[column])
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "; ".join(f"{kind}: {', '.join(columns)}" for kind, columns in kinds.items())
 
 
 def deviation_table(setting: Setting, entries: Sequence[Entry]) -> str:
     """Every cell beyond the published one, with what each deviation of the published code does to it."""
     lines = []
-    for entry, column in beyond_published(setting, entries):
+    for entry, column in beyond_published(entries):
         theirs = published_interval(setting.protocol, entry.loss, column)
         experiments = [
             _experiment(setting, entry, entries, column, option, value)
@@ -192,7 +299,8 @@ def deviation_table(setting: Setting, entries: Sequence[Entry]) -> str:
             [
                 f"`{entry.loss}`",
                 HEADINGS[column],
-                f"{number(published_value(setting.protocol, entry.loss, column))} {interval_text(theirs)}",
+                f"{number(published_value(setting.protocol, entry.loss, column))} {interval_text(theirs)}"
+                + ("" if has_replicates(setting.protocol, column) else " (no replicate known)"),
                 figure_text(entry, column),
                 "<br>".join(experiments),
             ]
@@ -207,7 +315,7 @@ def switches(protocol: str, loss: str) -> dict[str, Any]:
     chosen = dict(_COMMON_SWITCHES)
     if protocol in ("toy", "toy_vis", "glyphs"):
         chosen |= _CHARACTER_SWITCHES
-    if spec.normalization != "none":
+    if spec.normalization != "none" and AS_PUBLISHED[loss].unit_centers:
         chosen["center_norm"] = "differentiable"
     if loss in ("norm_os", "cos_os", "arc_os", "cos_os_nonsym", "arc_os_nonsym"):
         chosen["cce_mean"] = "all"
@@ -242,23 +350,28 @@ def difference_text(result: Difference | None) -> str:
     return f"{shown}{half} {interval_text(result.over_images)}".rstrip()
 
 
-def benchmark_of(entries: Sequence[Entry], entry: Entry) -> Entry | None:
-    """Softmax for losses without negatives, EOS for losses with, with the same options where it has them.
+def benchmarks_of(entries: Sequence[Entry], entry: Entry) -> list[Entry]:
+    """Softmax for losses without negatives, EOS and OS for losses with, with the same options where they have them.
 
-    None where it was not run.
+    Those that were run; a benchmark is compared with the ones before it alone.
     """
-    loss = _BENCHMARKS[LOSSES[entry.loss].uses_negatives]
-    alike = [one for one in entries if (one.loss, one.options) == (loss, entry.options)]
-    found = alike[0] if alike else plain_entry(entries, loss)
-    return None if found is entry else found
+    names = _BENCHMARKS[LOSSES[entry.loss].uses_negatives]
+    if entry.loss in names:
+        names = names[: names.index(entry.loss) + bool(entry.options)]
+    found = []
+    for loss in names:
+        alike = [one for one in entries if (one.loss, one.options) == (loss, entry.options)]
+        other = alike[0] if alike and alike[0] is not entry else plain_entry(entries, loss)
+        if other is not None:
+            found.append(other)
+    return found
 
 
 def difference_table(entries: Sequence[Entry]) -> str:
-    """Each loss minus the benchmark with the same training images; empty where there is no pair."""
+    """Each loss minus the benchmarks with the same training images; empty where there is no pair."""
     lines = []
     for entry in entries:
-        other = benchmark_of(entries, entry)
-        if other is not None:
+        for other in benchmarks_of(entries, entry):
             cells = [difference_text(difference(entry, other, column)) for column in COLUMNS]
             lines.append([f"`{entry.label}` − `{other.label}`", *cells])
     return table(["difference", *HEADINGS.values()], lines) if lines else ""
@@ -282,10 +395,27 @@ def score_table(entries: Sequence[Entry]) -> str:
     return table(headings, lines) if lines else ""
 
 
+def saturation_table(entries: Sequence[Entry]) -> str:
+    """The same models with the published score, a float32 probability, and with log-odds, which do not tie at 1."""
+    lines = []
+    for entry in entries:
+        if not all(("unknowns", PUBLISHED_SCORE) in model.rows for model in entry.models):
+            continue
+        cells = []
+        for column in COLUMNS[:-1]:
+            means = [entry.mean(column, score=score) for score in (PUBLISHED_SCORE, "softmax")]
+            cells += [number(mean) for mean in means]
+        lines.append([name_text(entry), *cells])
+    headings = ["loss"]
+    for column in COLUMNS[:-1]:
+        headings += [f"{HEADINGS[column]} probability", "log-odds"]
+    return table(headings, lines) if lines else ""
+
+
 def digits_table(
     mnist: Sequence[Entry], emnist: Sequence[Entry]
 ) -> tuple[str, list[tuple[Entry, Entry]]]:
-    """The same losses with MNIST's digits and with EMNIST's: CCR and share of knowns missed. Also the pairs."""
+    """The same losses with MNIST's digits and with EMNIST's; also the pairs."""
     pairs = []
     for entry in mnist:
         twin = next((o for o in emnist if (o.loss, o.options) == (entry.loss, entry.options)), None)
@@ -305,8 +435,23 @@ def digits_table(
     return (table(headings, lines) if lines else ""), pairs
 
 
+def missed_table(pairs: Sequence[tuple[Entry, Entry]]) -> str:
+    """Share of the knowns that are rejected or taken for another class, 1 - CCR, with either source of digits."""
+    lines = []
+    for pair in pairs:
+        cells = []
+        for column in COLUMNS[:-1]:
+            means = [entry.mean(column) for entry in pair]
+            cells += [number(None if mean is None else 1 - mean) for mean in means]
+        lines.append([f"`{pair[0].label}`", *cells])
+    headings = ["loss"]
+    for column in COLUMNS[:-1]:
+        headings += [f"missed at FPR {column}, MNIST", "EMNIST"]
+    return table(headings, lines) if lines else ""
+
+
 def validation_table(entries: Sequence[Entry]) -> str:
-    """CCR against the validation part's negatives: all that a choice between losses and scores may look at."""
+    """CCR against the validation part's negatives, for information."""
     lines = []
     for entry in entries:
         for score in ("softmax", "logit"):
@@ -348,10 +493,9 @@ def _zero_text(entry: Entry, group: str, score: str) -> str:
 def conclusion(entries: Sequence[Entry]) -> str:
     """What the intervals allow to say about the differences to the benchmarks."""
     counts = {column: [0, 0, 0] for column in COLUMNS}  # better, worse, compared
-    for entry in entries:
-        other = benchmark_of(entries, entry)
-        for column in COLUMNS if other is not None else ():
-            assert other is not None
+    pairs = [(entry, other) for entry in entries for other in benchmarks_of(entries, entry)]
+    for entry, other in pairs:
+        for column in COLUMNS:
             found = difference(entry, other, column)
             if found is None or found.over_seeds is None or found.over_images is None:
                 continue
@@ -365,12 +509,13 @@ def conclusion(entries: Sequence[Entry]) -> str:
             "the table allows no conclusion about which loss is better."
         )
     parts = [
-        f"{HEADINGS[column]}: {row[0]} better and {row[1]} worse than the benchmark, {row[2] - row[0] - row[1]} open"
+        f"{HEADINGS[column]}: {row[0]} better and {row[1]} worse than a benchmark, {row[2] - row[0] - row[1]} open"
         for column, row in compared.items()
     ]
     total = sum(row[2] for row in compared.values())
     return (
         f"Differences whose two intervals both exclude zero: {'; '.join(parts)}. Of {total} comparisons at 95 %, about "
         f"{0.05 * total:.1f} would look established by chance on one interval alone; requiring both makes that rarer. "
-        "The intervals over images draw whole classes, of which there are few: they are wide, and approximate."
+        "The intervals over images draw whole classes, of which there are few: such a bootstrap is too narrow, and widening it "
+        "for the number of classes, as was done here, makes up for that only approximately."
     )

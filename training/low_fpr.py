@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from openset.decision import accept
 from openset.labels import GROUP_NAMES, NEGATIVE, UNKNOWN, is_known
 from training.cures import print_wide
 from training.evaluate import SCORES_FILE
+from training.grid_statistics import seed_interval
 from training.report import own_or_nearest_angle
 from training.runs import write_atomically
 from training.scoring import Scored
@@ -138,70 +140,117 @@ def separate_causes(
     return Causes(corners["b", "b"], corners["o", "o"], foreign, known, (degrees[0], degrees[1]))
 
 
-def analyse(runs: list[Path], *, score: str, max_fpr: float, against: int) -> list[dict[str, Any]]:
-    """One row a run; the first is the baseline of the causes.
+def analyse(
+    arms: Sequence[Sequence[Path]], *, score: str, max_fpr: float, against: int
+) -> list[dict[str, Any]]:
+    """One row an arm, a way to train with one run a seed; the first arm is the baseline of the causes.
+
+    Run number i of an arm is compared with run number i of the baseline. Means are over the runs, None where one of them does
+    not reach the FPR; intervals are Student's t over them, None for a single run.
+
+    Returns:
+        Rows of ``runs`` (what was found in each), ``ccr`` and ``causes`` (mean and interval of each figure).
 
     Raises:
         FileNotFoundError: a run without stored test scores.
-        ValueError: a run whose scores lack this one.
+        ValueError: a run whose scores lack this one, or arms with different numbers of runs.
     """
-    parts = {}
-    for run in runs:
-        if not (run / SCORES_FILE).is_file():
-            raise FileNotFoundError(
-                f"{run / SCORES_FILE} does not exist; evaluate the run first (make evaluate RUN={run})"
-            )
-        parts[run] = Scored.load(run / SCORES_FILE)
-        if score not in parts[run].scores:
-            raise ValueError(
-                f"{run} was evaluated with {', '.join(parts[run].scores)}, not {score}; "
-                f"add it with: make evaluate RUN={run} SCORES={score}"
-            )
-    rows = []
-    for run in runs:
-        scored = parts[run]
-        curve = metrics.oscr_curve(
-            scored.scores[score], scored.predictions, scored.labels, against=against
+    if len({len(runs) for runs in arms}) > 1:
+        raise ValueError(
+            f"every arm needs as many runs as the baseline, the same seeds in the same order; got {[len(r) for r in arms]}"
         )
-        causes = separate_causes(parts[runs[0]], scored, max_fpr=max_fpr, against=against)
+    scored = [[_stored(run, score) for run in runs] for runs in arms]
+    rows = []
+    for runs, parts in zip(arms, scored, strict=True):
+        each = [
+            _compare(run.name, baseline, part, score=score, max_fpr=max_fpr, against=against)
+            for run, baseline, part in zip(runs, scored[0], parts, strict=True)
+        ]
+        causes = [row["causes"] for row in each]
         rows.append(
             {
-                "run": run.name,
-                "ccr": metrics.ccr_at_fpr(curve, max_fpr=max_fpr),
-                "causes": None if causes is None else causes._asdict(),
-                "outcomes": outcome_groups(scored, score, max_fpr=max_fpr, against=against),
+                "runs": each,
+                "ccr": _over_runs([row["ccr"] for row in each]),
+                "causes": {
+                    name: _over_runs([None if one is None else one[name] for one in causes])
+                    for name in ("other", "foreign", "known")
+                },
             }
         )
     return rows
 
 
+def _stored(run: Path, score: str) -> Scored:
+    if not (run / SCORES_FILE).is_file():
+        raise FileNotFoundError(
+            f"{run / SCORES_FILE} does not exist; evaluate the run first (make evaluate RUN={run})"
+        )
+    scored = Scored.load(run / SCORES_FILE)
+    if score not in scored.scores:
+        raise ValueError(
+            f"{run} was evaluated with {', '.join(scored.scores)}, not {score}; "
+            f"add it with: make evaluate RUN={run} SCORES={score}"
+        )
+    return scored
+
+
+def _compare(
+    name: str, baseline: Scored, scored: Scored, *, score: str, max_fpr: float, against: int
+) -> dict[str, Any]:
+    curve = metrics.oscr_curve(
+        scored.scores[score], scored.predictions, scored.labels, against=against
+    )
+    causes = separate_causes(baseline, scored, max_fpr=max_fpr, against=against)
+    return {
+        "run": name,
+        "ccr": metrics.ccr_at_fpr(curve, max_fpr=max_fpr),
+        "causes": None if causes is None else causes._asdict(),
+        "outcomes": outcome_groups(scored, score, max_fpr=max_fpr, against=against),
+    }
+
+
+def _over_runs(values: Sequence[float | None]) -> dict[str, Any]:
+    reached = [value for value in values if value is not None]
+    if len(reached) < len(values):
+        return {"mean": None, "interval": None}
+    return {"mean": float(np.mean(reached)), "interval": seed_interval(reached)}
+
+
 def print_tables(rows: list[dict[str, Any]], title: str) -> None:
-    """Causes of every run against the first, then angles by outcome."""
+    """Causes of every arm against the first, then angles by outcome of every run."""
     table = Table(title=title)
     headings = ("CCR", "CCR by angle", "threshold", "due to foreign", "due to knowns")
-    for heading in ("run", *headings):
-        table.add_column(heading, justify="left" if heading == "run" else "right")
+    for heading in ("runs", *headings):
+        table.add_column(heading, justify="left" if heading == "runs" else "right")
     for row in rows:
+        thresholds = [
+            f"{one['causes']['threshold_deg'][1]:.1f}°" for one in row["runs"] if one["causes"]
+        ]
         causes = row["causes"]
-        ccr = "-" if row["ccr"] is None else f"{row['ccr']:.4f}"
-        cells = ["-"] * 4
-        if causes is not None:
-            cells = [
-                f"{causes['other']:.4f}", f"{causes['threshold_deg'][1]:.1f}°",
-                f"{causes['foreign']:+.4f}", f"{causes['known']:+.4f}",
-            ]  # fmt: skip
-        table.add_row(row["run"], ccr, *cells)
+        table.add_row(
+            "\n".join(one["run"] for one in row["runs"]), _figure(row["ccr"]), _figure(causes["other"]),
+            "\n".join(thresholds) or "-", _figure(causes["foreign"], "+"), _figure(causes["known"], "+"),
+        )  # fmt: skip
     print_wide(table)
     table = Table(
         title="angle in degrees to the own (knowns) or nearest center: median [5 %, 95 %]"
     )
-    names = list(next((r["outcomes"]["groups"] for r in rows if r["outcomes"]), {}))
+    runs = [one for row in rows for one in row["runs"]]
+    names = list(next((one["outcomes"]["groups"] for one in runs if one["outcomes"]), {}))
     for heading in ("run", *names):
         table.add_column(heading)
-    for row in rows:
-        groups = row["outcomes"]["groups"] if row["outcomes"] else {}
-        table.add_row(row["run"], *(_cell(groups.get(name)) for name in names))
+    for one in runs:
+        groups = one["outcomes"]["groups"] if one["outcomes"] else {}
+        table.add_row(one["run"], *(_cell(groups.get(name)) for name in names))
     print_wide(table)
+
+
+def _figure(found: dict[str, Any], sign: str = "") -> str:
+    """Mean and, from two runs on, the half-width of its interval over seeds."""
+    if found["mean"] is None:
+        return "-"
+    half = "" if found["interval"] is None else f" ±{found['interval'][1] - found['mean']:.4f}"
+    return f"{found['mean']:{sign}.4f}{half}"
 
 
 def _cell(group: dict[str, Any] | None) -> str:
@@ -211,11 +260,21 @@ def _cell(group: dict[str, Any] | None) -> str:
     return f"{group['share']:.3f}: {median:.0f} \\[{low:.0f}, {high:.0f}]"
 
 
+def _paths(text: str) -> list[Path]:
+    return [Path(part) for part in text.split(",")]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m training.low_fpr", description=__doc__)
-    parser.add_argument("--baseline", type=Path, required=True, help="folder of an evaluated run")
-    parser.add_argument("--runs", type=Path, nargs="*", default=[], help="others, compared to it")
+    parser.add_argument(
+        "--baseline", type=_paths, required=True, metavar="RUN[,RUN...]",
+        help="folder of an evaluated run; several, comma-separated: the seeds of one way to train",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runs", type=_paths, nargs="*", default=[], metavar="RUN[,RUN...]",
+        help="others, compared to it, each with as many seeds in the same order",
+    )  # fmt: skip
     parser.add_argument("--fpr", type=float, default=1e-2)
     parser.add_argument("--score", default="softmax")
     groups = {name: label for label, name in GROUP_NAMES.items() if label in (NEGATIVE, UNKNOWN)}

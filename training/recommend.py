@@ -8,6 +8,7 @@ part in its choice. The model itself is then trained with all negatives.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
@@ -24,16 +25,27 @@ from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.arms import CANDIDATES, Arm
 from training.cures import (
-    build_parser,
     data_options,
     open_set_figures,
     print_wide,
     rows_of_arms,
+    shared_parser,
 )
-from training.data import ImageFiles, MissingClasses, ProtocolData, Split, split_validation
+from training.data import MissingClasses, ProtocolData, Split, split_validation
+from training.decoded import CachedImages
+from training.files import ImageFiles
+from training.grid_statistics import (
+    Floats,
+    Interval,
+    ModelScores,
+    bootstrap_by_class,
+    percentile_interval,
+    seed_interval,
+    widened,
+)
 from training.runs import RUNS, TrainConfig, make_config, write_atomically
 from training.score_fitting import scoring_classifier
-from training.scoring import score_split
+from training.scoring import Scored, score_split
 from training.train import train
 
 logger = logging.getLogger(__name__)
@@ -41,6 +53,7 @@ logger = logging.getLogger(__name__)
 # A candidate's figure is the mean CCR at these false-positive rates.
 CRITERION = (1e-2, 1e-1)
 _SUBSET_SEED = 20234
+REPLICATES = "replicates"
 
 
 def hide_negatives(data: ProtocolData) -> tuple[ProtocolData, Split]:
@@ -84,13 +97,19 @@ def at_most(split: Split, per_class: int | None) -> Split:
 
 
 def _joined(knowns: Split, foreign: Split) -> Split:
-    images: torch.Tensor | ImageFiles
-    if isinstance(knowns.images, ImageFiles):
-        assert isinstance(foreign.images, ImageFiles)
-        images = replace(knowns.images, paths=[*knowns.images.paths, *foreign.images.paths])
+    images: torch.Tensor | CachedImages | ImageFiles
+    first, second = knowns.images, foreign.images
+    if isinstance(first, ImageFiles):
+        assert isinstance(second, ImageFiles)
+        images = replace(first, paths=[*first.paths, *second.paths])
+    elif isinstance(first, CachedImages):
+        # Rows of one and the same cache.
+        assert isinstance(second, CachedImages)
+        assert first.decoded is second.decoded
+        images = replace(first, rows=np.concatenate([first.rows, second.rows]))
     else:
-        assert isinstance(foreign.images, torch.Tensor)
-        images = torch.cat([knowns.images, foreign.images])
+        assert isinstance(second, torch.Tensor)
+        images = torch.cat([first, second])
     return Split(
         images,
         np.concatenate([knowns.labels, np.full(len(foreign), UNKNOWN)]),
@@ -125,7 +144,7 @@ def judge(
         return replace(config, name=config.name + hidden)
 
     def figures_of(config: TrainConfig) -> dict[str, Any]:
-        data_of_all = config.load_data(("train", "validation"))
+        data_of_all = config.load_data(("train", "validation"), decoded=True)
         shown, judges = hide_negatives(
             replace(data_of_all, train=at_most(data_of_all.train, per_class))
         )
@@ -143,9 +162,24 @@ def judge(
                 name: groups["unknown"] for name, groups in figures["ccr_at_fpr"].items()
             },
             "count": {"known": figures["count"]["known"], "hidden": figures["count"]["unknown"]},
+            "classes": len(np.unique(judges.groups[judges.labels == UNKNOWN])),
+            REPLICATES: criterion_replicates(scored),
         }
 
     return rows_of_arms(arms, seeds, configure, figures_of)
+
+
+def criterion_replicates(scored: Scored) -> dict[str, Floats]:
+    """Class-clustered bootstrap replicates of each score's figure, (repeats,); the same classes for all candidates."""
+    sample = ModelScores(scored.scores, scored.predictions, scored.labels, scored.groups)
+    found = {}
+    for name in scored.scores:
+        columns = bootstrap_by_class(
+            sample, score=name, against=UNKNOWN, targets=CRITERION, rule="inclusive"
+        )
+        parts = [np.nan_to_num(columns[f"{target:g}"]) for target in CRITERION]
+        found[name] = np.mean(parts, axis=0)
+    return found
 
 
 def figure_of_merit(ccr_at_fpr: dict[str, float | None]) -> float:
@@ -155,31 +189,79 @@ def figure_of_merit(ccr_at_fpr: dict[str, float | None]) -> float:
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The candidate and score with the largest mean figure over the seeds; the earlier candidate and score where they tie.
+    """The candidate and score with the largest mean figure over the seeds, unless the runner-up is simpler and as good.
+
+    The two are as good where an interval of their paired difference, over seeds (from two on) or over classes, holds 0. A
+    score is simpler than those after it in ``ALL_SCORES``; with the same score, fewer options are, then the earlier
+    candidate. With a single seed the choice is provisional.
 
     Raises:
         ValueError: every candidate diverged with some seed.
     """
-    ranking: dict[tuple[str, str], list[float]] = {}
+    figures: dict[tuple[str, str], list[float]] = {}
     arms: dict[str, dict[str, Any]] = {}
     for row in rows:
         arms.setdefault(row["arm"], row)
         for score in ALL_SCORES:
             # A candidate that diverges with one seed is no recommendation.
             value = -np.inf if "diverged" in row else figure_of_merit(row["ccr_at_fpr"][score])
-            ranking.setdefault((row["arm"], score), []).append(float(value))
-    means = {key: sum(values) / len(values) for key, values in ranking.items()}
-    (name, score), value = max(means.items(), key=lambda item: item[1])
-    if not np.isfinite(value):
+            figures.setdefault((row["arm"], score), []).append(float(value))
+    order = {name: number for number, name in enumerate(arms)}
+
+    def simplicity(key: tuple[str, str]) -> tuple[int, int, int]:
+        return ALL_SCORES.index(key[1]), len(arms[key[0]]["options"]), order[key[0]]
+
+    means = {key: float(np.mean(values)) for key, values in figures.items()}
+    ranked = sorted(means, key=lambda key: (-means[key], simplicity(key)))
+    if not np.isfinite(means[ranked[0]]):
         raise ValueError("every candidate diverged with some seed; there is nothing to recommend")
+    best, *others = [key for key in ranked if np.isfinite(means[key])]
+    seeds = {row["seed"] for row in rows}
+    compared = None
+    if others:
+        second = others[0]
+        differences = [
+            one - other for one, other in zip(figures[best], figures[second], strict=True)
+        ]
+        over_seeds = seed_interval(differences)
+        over_classes = _over_classes(rows, best, second, float(np.mean(differences)))
+        intervals = [found for found in (over_seeds, over_classes) if found is not None]
+        separable = bool(intervals) and all(low > 0 for low, _ in intervals)
+        compared = {
+            "first": list(best), "second": list(second), "difference": float(np.mean(differences)),
+            "over_seeds": over_seeds, "over_classes": over_classes, "separable": separable,
+        }  # fmt: skip
+        if not separable and simplicity(second) < simplicity(best):
+            best = second
+    name, score = best
     arm = arms[name]
     return {
         "loss": arm["loss"],
         "options": arm["options"],
         "preset": arm["preset"],
         "score": score,
-        "mean_ccr": value,
+        "mean_ccr": means[best],
+        "provisional": len(seeds) < 2,
+        "best_two": compared,
     }
+
+
+def _over_classes(
+    rows: Sequence[dict[str, Any]],
+    first: tuple[str, str],
+    second: tuple[str, str],
+    difference: float,
+) -> Interval | None:
+    """Class-clustered interval of the paired difference, mean over seeds; None without replicates."""
+    parts = []
+    for arm, score in (first, second):
+        stored = [row[REPLICATES][score] for row in rows if row["arm"] == arm and REPLICATES in row]
+        if not stored:
+            return None
+        parts.append(np.mean(stored, axis=0))
+    interval = percentile_interval(parts[0] - parts[1])
+    count = min(row["classes"] for row in rows if "classes" in row)
+    return None if interval is None else widened(interval, difference, count)
 
 
 def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -199,9 +281,9 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
     print_wide(table)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    parser = build_parser("python -m training.recommend", __doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = shared_parser("python -m training.recommend", __doc__)
     parser.add_argument("--runs", type=Path, default=RUNS / "recommend")
     parser.add_argument(
         "--per-class", type=int, help="training images of each class; default: all of them"
@@ -215,7 +297,12 @@ def main(argv: list[str] | None = None) -> int:
         default=names,
         help=f"default: all: {'; '.join(names)}",
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in (__name__, rows_of_arms.__module__):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -247,10 +334,13 @@ def main(argv: list[str] | None = None) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "protocol": arguments.protocol, **data_options(arguments), "per_class": arguments.per_class,
-        "criterion": list(CRITERION), "chosen": chosen, "rows": rows,
+        "criterion": list(CRITERION), "chosen": chosen,
+        "rows": [{key: value for key, value in row.items() if key != REPLICATES} for row in rows],
     }  # fmt: skip
     write_atomically(target, json.dumps(content, indent=2) + "\n")
-    logger.info("recommended: %s; written: %s", chosen, target)
+    logger.info(
+        "recommended%s: %s; written: %s", ", provisionally (one seed)" if chosen["provisional"] else "", chosen, target
+    )  # fmt: skip
     return 0
 
 

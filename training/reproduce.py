@@ -12,35 +12,41 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from training import grid_report
 from training.data import MissingClasses
 from training.engine import TrainingDiverged
-from training.evaluate import REPORT, evaluate
+from training.evaluate import score_test, write_report
 from training.grid import DIGITS, Cell, class_counts, plan
 from training.grid_rows import (
     CELL_FILE,
     GRID_RUNS,
+    PUBLISHED_SCORE,
     RESULTS,
     Row,
     cell_columns,
-    cell_key,
+    is_recorded,
     merge_rows,
     read_rows,
     results_file,
     stored_rows,
 )
+from training.losses import LOSSES
 from training.precision import PRECISION_CHOICES
 from training.protocols import PROTOCOLS
+from training.recommendations import RECOMMENDED
 from training.report import build_report
 from training.runs import PRESETS, Run, TrainConfig, write_atomically
-from training.scoring import score_split
+from training.score_fitting import need_fitting, scoring_classifier
+from training.scoring import Scored, score_split
 from training.stacked import ask_for_queues, can_share, train_stack
 from training.train import parse_option, train
 
@@ -48,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_SCORES = "validation.npz"
 _STACK = 8
-_VALIDATION_REPEATS = 100
+_REPEATS = 100
 
 
 @dataclass
@@ -58,6 +64,7 @@ class Outcome:
     trained: list[str] = field(default_factory=list)
     found: list[str] = field(default_factory=list)
     diverged: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
 
@@ -109,23 +116,24 @@ def reproduce(
         for number, cell in enumerate(cells, 1)
     }
 
-    def found(name: str, recorded: set[str]) -> bool:
+    def found(name: str, recorded: list[Row]) -> bool:
         """Whether a cell has its rows; those of a finished run are taken over."""
         if again:
             return False
-        if cell_key(columns[name]) in recorded:
+        if is_recorded(columns[name], recorded):
             return True
         stored = stored_rows(runs / name)
-        if stored:
+        if is_recorded(columns[name], stored):
             merge_rows(file, stored)
-        return bool(stored)
+            return True
+        return False
 
     budget = _Budget(budget_minutes)
     try:
         with budget:
             while outcome.left:
                 name = outcome.left[0]
-                recorded = {cell_key(row) for row in read_rows(file)}
+                recorded = read_rows(file)
                 if found(name, recorded):
                     outcome.found.append(outcome.left.pop(0))
                     continue
@@ -147,12 +155,22 @@ def reproduce(
                         show_progress=show_progress,
                     )
                 for member in group:
-                    run = _finish(configs[member], columns[member], runs, show_progress, diverged)
+                    outcome.left.remove(member)
+                    try:
+                        run = _finish(
+                            configs[member], columns[member], runs, show_progress, diverged
+                        )
+                    except (OSError, MissingClasses, KeyboardInterrupt):
+                        outcome.left.insert(0, member)
+                        raise  # of the machine or the data: the next cell would meet the same
+                    except Exception:
+                        logger.exception("%s: failed; the others go on", places[member])
+                        outcome.failed.append(member)
+                        continue
                     rows = stored_rows(run.folder)
                     merge_rows(file, rows)
                     broken = any("diverged" in row for row in rows)
                     (outcome.diverged if broken else outcome.trained).append(member)
-                    outcome.left.remove(member)
                     logger.info("%s: %s", places[member], _summary(rows))
     except KeyboardInterrupt:
         if not budget.is_spent:
@@ -181,8 +199,7 @@ def _finish(
             raise diverged[config.name]
         else:
             run = Run(folder)
-        evaluate(run, device=config.device, show_progress=show_progress)
-        record["validation"] = _validation_report(run, config.device, show_progress)
+        record |= _evaluation(run, config.device, show_progress)
     except TrainingDiverged as error:
         logger.error("%s", error)
         run = Run(folder)
@@ -191,30 +208,69 @@ def _finish(
         "run": config.name,
         "commit": current_commit(),
         "device": device_name(config.device),
-        "precision": config.training.precision,
         "evaluated": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_atomically(folder / CELL_FILE, json.dumps(record, indent=2) + "\n")
     return run
 
 
-def _validation_report(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
-    """The validation part's figures: what a choice between losses and scores may look at."""
-    data = run.protocol_data(("validation",))
-    scored = score_split(
-        run.classifier(data, device=device),
+def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
+    """Score test and validation part and write the test's report.
+
+    Returns:
+        ``validation``, the figures that a choice between losses and scores may look at, and ``published_score``, those of
+        the test with float32 probabilities; None for a background class, which the published code does not have.
+
+    Raises:
+        TrainingDiverged: a score is not finite.
+    """
+    scored = score_test(run, device=device, show_progress=show_progress)
+    _check_finite(scored, "test")
+    rule = write_report(run)["rule"]
+    names = list(scored.scores)
+    data = run.protocol_data(("train", "validation") if need_fitting(names) else ("validation",))
+    validation = score_split(
+        scoring_classifier(run, data, names, device=device, show_progress=show_progress),
         data.validation,
         data.preprocessing,
         workers=run.config.workers,
         description="validation",
         show_progress=show_progress,
     )
-    scored.save(run.folder / VALIDATION_SCORES)
-    rule = json.loads((run.folder / REPORT).read_text())["rule"]
+    _check_finite(validation, "validation")
+    validation.save(run.folder / VALIDATION_SCORES)
+    has_background = LOSSES[run.config.loss].background
+    return {
+        "validation": _figures(validation, rule),
+        "published_score": None
+        if has_background
+        else _figures(
+            replace(scored, scores={PUBLISHED_SCORE: float32_probabilities(scored)}), rule
+        ),
+    }
+
+
+def float32_probabilities(scored: Scored) -> NDArray[np.float32]:
+    """The largest softmax probability as the published code thresholds it, in float32, (N,)."""
+    probabilities: NDArray[np.float32] = (
+        torch.from_numpy(scored.logits).softmax(dim=1).amax(dim=1).numpy()
+    )
+    return probabilities
+
+
+def _figures(scored: Scored, rule: str) -> dict[str, Any]:
     report = build_report(
-        scored, config={}, notes=[], counts={}, factory=None, rule=rule, repeats=_VALIDATION_REPEATS
+        scored, config={}, notes=[], counts={}, factory=None, rule=rule, repeats=_REPEATS
     )
     return {key: report[key] for key in ("rule", "accuracy", "scores")}
+
+
+def _check_finite(scored: Scored, part: str) -> None:
+    broken = [name for name, values in scored.scores.items() if not np.isfinite(values).all()]
+    if broken:
+        raise TrainingDiverged(
+            f"the {part} part has {', '.join(broken)} scores that are not finite"
+        )
 
 
 def current_commit() -> str | None:
@@ -290,10 +346,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.reproduce", description=__doc__)
     parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
     parser.add_argument("--seeds", type=int, default=3, help="how many: 1, 2, ... (default 3)")
-    parser.add_argument("--losses", help="comma-separated; default: all twenty, as ranked")
+    parser.add_argument(
+        "--losses",
+        help=f"comma-separated, {RECOMMENDED} among them; default: all twenty, as ranked",
+    )
     parser.add_argument("--data", type=Path, help="root of the data set")
     parser.add_argument("--epochs", type=int, help="default: the protocol's")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="thesis")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help=f"default: thesis; for {RECOMMENDED} its own"
+    )
     parser.add_argument(
         "--digits",
         help=f"source of the toy protocol's digits, comma-separated; default: {','.join(DIGITS)}",
@@ -324,7 +385,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 also where the budget ended it, 1 on an error or a diverged cell."""
+    """Run the command; 0 also where the budget ended it, 1 on an error or a diverged or failed cell."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     ask_for_queues()
@@ -341,6 +402,7 @@ def main(argv: list[str] | None = None) -> int:
             preset=arguments.preset,
             epochs=arguments.epochs,
             options=options,
+            device=arguments.device,
         )
         if arguments.list:
             print("\n".join(cell.name for cell in cells))
@@ -366,11 +428,11 @@ def main(argv: list[str] | None = None) -> int:
         logger.error("interrupted; the same command continues where it stopped")
         return 130
     logger.info(
-        "%d trained, %d were there, %d diverged, %d left%s",
-        len(outcome.trained), len(outcome.found), len(outcome.diverged), len(outcome.left),
+        "%d trained, %d were there, %d diverged, %d failed, %d left%s",
+        len(outcome.trained), len(outcome.found), len(outcome.diverged), len(outcome.failed), len(outcome.left),
         "; the same command goes on" if outcome.left else "",
     )  # fmt: skip
-    return 1 if outcome.diverged else 0
+    return 1 if outcome.diverged or outcome.failed else 0
 
 
 if __name__ == "__main__":

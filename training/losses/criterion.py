@@ -230,6 +230,11 @@ def build_loss(
     chosen = {"target_magnitude": number}
     chosen |= {key: value for key, value in options.items() if key in _CRITERION_OPTIONS}
     if chosen.get("magnitude_weight") == ABOVE_BOUND:
+        if spec.cce_mean == "known":
+            raise ValueError(
+                'magnitude_weight="above_bound" is a bound for cce_mean="all"; with cce_mean="known", as published, it is '
+                "larger by N / N_k, which depends on the data: give a number, or as_published=false or cce_mean=all"
+            )
         chosen["magnitude_weight"] = magnitude_weight_above_bound(
             spec.margin, target_magnitude=chosen["target_magnitude"]
         )

@@ -112,7 +112,8 @@ def magnitude_weight_above_bound(margin: AnyMargin | None, *, target_magnitude: 
 
     In a soft head the margin pushes the magnitude down with -g(0) where theta is 90 degrees (sin m_ang or m_cos); the
     magnitude term pulls it up by at most 2 lambda xi. They balance at lambda = -g(0) / (2 xi); this is a tenth above.
-    The bound is for a cross-entropy divided by N; with ``cce_mean="known"`` it is larger by N / N_k.
+    The bound is for a cross-entropy divided by N; with ``cce_mean="known"`` it is larger by N / N_k (``build_loss`` refuses
+    that).
 
     Raises:
         ValueError: a loss without a margin on the cosine has no such bound.

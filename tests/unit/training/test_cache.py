@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import logging
 import os
@@ -21,12 +22,13 @@ from PIL import Image
 
 import training.cache as cache
 import training.cache_build as cache_build
+import training.decoded as decoded_module
 from openset.preprocessing import Preprocessing, UnreadableImage
 from training.augmentation import resample
 from training.batches import Share, training_loader
 from training.cache import CacheDamaged, open_cache
 from training.data import ProtocolData, Split, load_protocol
-from training.decoded import CachedImages, residence
+from training.decoded import CachedImages, DecodedImages, residence
 from training.protocols import get_protocol
 
 ROOT = Path(__file__).parents[3]
@@ -202,6 +204,20 @@ def test_images_live_where_there_is_room() -> None:
     assert residence(10, 9, 9) == "the memory map"
 
 
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    monkeypatch.setattr(decoded_module, "_available_host_memory", lambda: 800)
+    monkeypatch.setattr(
+        decoded_module, "residence", lambda _, __, host: offered.append(host) or "the memory map"
+    )
+    images = DecodedImages(torch.zeros(3, dtype=torch.uint8), *[np.arange(1)] * 3, 3, {})
+    for count in ("1", "4"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+        assert images.on(torch.device("cuda")) is images
+    assert offered == [400, 100]
+
+
 # -- kills, disks, damage ---------------------------------------------------------------------------------------------
 
 
@@ -317,6 +333,35 @@ def test_one_changed_byte_is_refused(files: list[str], tmp_path: Path, name: str
     file.write_bytes(content)
     with pytest.raises(CacheDamaged, match="Remove that folder and rerun"):
         opened(files, tmp_path)
+
+
+def test_first_process_of_a_machine_checks_the_bytes_for_all(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(files, tmp_path)
+    checked = []
+    original = cache._check
+    monkeypatch.setattr(cache, "_check", lambda *a: checked.append(1) or original(*a))
+    for rank, count in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        opened(files, tmp_path)
+        assert len(checked) == count
+
+
+def test_processes_that_need_not_check_open_the_cache_at_the_same_time(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(files, tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    original = cache._open
+
+    def open_while_another_reads(*arguments: Any, **options: Any) -> Any:
+        with (place_of(tmp_path) / "lock").open() as other:
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(cache, "_open", open_while_another_reads)
+    opened(files, tmp_path)
 
 
 def test_shortened_cache_is_refused(files: list[str], tmp_path: Path) -> None:

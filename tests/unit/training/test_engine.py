@@ -17,7 +17,7 @@ import torch
 
 import training.engine as engine
 from openset.labels import NEGATIVE
-from training.engine import Trainer, TrainingDiverged, prepare_folder
+from training.engine import Trainer, TrainingDiverged, prepare_folder, useless_accuracy
 from training.losses import LOSSES
 from training.runs import Run, TrainConfig, make_config
 from training.train import parse_option, train
@@ -255,6 +255,45 @@ def test_non_finite_loss_stops_with_advice_and_keeps_the_sound_checkpoint(
     assert (tmp_path / "run" / "last.pt").read_bytes() == sound
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "stopped_at"),
+    [
+        ([0.9, 0.8, 0.1, 0.1, 0.11, 0.1, 0.1, 0.1], 5),
+        ([0.9, 0.1, 0.1, 0.13, 0.1, 0.1, 0.1, 0.9], 7),
+        ([0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.1, 0.1], None),  # a slow start, two bad epochs
+        ([0.13] * 8, None),
+    ],
+)
+def test_collapse_with_a_finite_loss_is_a_divergence(
+    few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], stopped_at: int | None
+) -> None:  # fmt: skip
+    left = iter(accuracies)
+    sound = {"confidence": 1.0, "validation_loss_without_margin": 1.0}
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda *_: None)
+    monkeypatch.setattr(engine, "validate", lambda *_: sound | {"validation_accuracy": next(left)})
+    trainer = trainer_for(config_for(epochs=len(accuracies)), few, tmp_path / "run")
+    if stopped_at is None:
+        trainer.run()
+        return
+    with pytest.raises(TrainingDiverged, match=f"collapsed.*in epoch {stopped_at}"):
+        trainer.run()
+    assert Run(tmp_path / "run").load_checkpoint()["progress"]["epoch"] == stopped_at - 1
+
+
+def test_useless_accuracy_is_far_below_a_useful_one_for_any_number_of_classes() -> None:
+    assert useless_accuracy(116) == pytest.approx(2 / 116)
+    assert useless_accuracy(6) == pytest.approx(0.2)
+
+
+def test_training_does_not_inherit_how_convolutions_are_rounded(
+    few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(Trainer, "run", lambda _: {"allow_tf32": torch.backends.cudnn.allow_tf32})
+    train(config_for(), runs=tmp_path, show_progress=False, data=few)
+    assert torch.backends.cudnn.allow_tf32 is True
+
+
 def test_full_disk_leaves_the_former_checkpoint(few: Any, tmp_path: Path) -> None:
     trainer = trainer_for(config_for(), few, tmp_path / "run")
     trainer.save()
@@ -418,4 +457,5 @@ def test_random_kills_change_nothing(tmp_path: Path) -> None:
 
     outcome = survive(3, seed=1, runs=tmp_path, show_progress=False)
     assert outcome.kills == 3
+    assert outcome.resumed >= 1
     assert outcome.different == []

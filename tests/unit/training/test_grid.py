@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from openset.fitted_scores import ALL_SCORES
+from training import precision
 from training.grid import Cell, all_classes, class_counts, plan, ranked_losses
+from training.grid_rows import cell_columns
 from training.losses import THESIS_LOSSES
+from training.recommendations import RECOMMENDATIONS, Recommendation
 
 
 def test_every_loss_is_ranked_once_and_the_headline_losses_come_first() -> None:
@@ -53,6 +57,83 @@ def test_option_spelt_out_with_its_default_is_the_same_cell() -> None:
     assert len({plain.name, other.name}) == 2
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"compile": True}, {"checkpoint_seconds": 30}, {"scores": "all"}, {"precision": "float32"}, {"download": True}],
+    ids=str,
+)  # fmt: skip
+def test_option_of_speed_or_evaluation_is_the_same_cell_and_still_in_its_configuration(
+    options: dict,
+) -> None:
+    arguments = {"seeds": 1, "losses": ["cos_os"], "digits": ["mnist"], "device": "cpu"}
+    [plain] = plan("toy", **arguments)
+    [fast] = plan("toy", **arguments, options=options)
+    assert (fast, fast.name, fast.options) == (plain, plain.name, plain.options)
+    config = fast.config(data=None, device="cpu")
+    set_there = {
+        "compile": config.compiled, "checkpoint_seconds": config.checkpoint_seconds, "scores": config.scores,
+        "precision": config.training.precision, "download": config.data_options.get("download"),
+    }  # fmt: skip
+    [(key, value)] = options.items()
+    assert set_there[key] == (list(ALL_SCORES) if value == "all" else value)
+
+
+def test_precision_is_a_column_and_not_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {"seeds": 1, "losses": ["cos_os"], "digits": ["mnist"], "device": "cpu"}
+    [plain] = plan("toy", **arguments)
+    [half] = plan("toy", **arguments, options={"precision": "bfloat16"})
+    assert half.options == plain.options
+    assert (half.precision, half.name) == ("bfloat16", f"{plain.name}-bf16")
+    assert half.config(data=None, device="cpu").training.precision == "bfloat16"
+    # "auto" is what the planning device makes of it, wherever the plan is carried out.
+    for native, resolved in ((True, half), (False, plain)):
+        monkeypatch.setattr(precision, "has_native_bfloat16", lambda _, native=native: native)
+        [auto] = plan("toy", **arguments, options={"precision": "auto"})
+        assert auto == resolved
+        monkeypatch.setattr(precision, "has_native_bfloat16", lambda _, native=native: not native)
+        trained = auto.config(data=None, device="cpu").training.precision
+        assert trained == resolved.precision
+
+
+def test_recommended_is_planned_as_what_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = Recommendation(
+        "cos_os", "modern", ("ghost", "softmax"), "", provisional=True, options={"scale": "adacos"}
+    )
+    monkeypatch.setitem(RECOMMENDATIONS, "toy", choice)
+    arguments = {
+        "seeds": 1,
+        "digits": ["mnist"],
+        "device": "cpu",
+        "options": {"precision": "float32"},
+    }
+    [cell] = plan("toy", losses=["recommended"], **arguments)
+    assert (cell.loss, cell.preset, cell.options) == ("cos_os", "modern", {"scale": "adacos"})
+    assert (cell.is_recommended, cell.scores) == (True, ["ghost", "softmax"])
+    assert cell.config(data=None, device="cpu").scores == ["ghost", "softmax"]
+    columns = cell_columns(cell, "10/11/11")
+    assert (columns["is_recommended"], columns["scores"]) == (True, ["ghost", "softmax"])
+    # The same experiment under its own name is one cell.
+    both = plan(
+        "toy",
+        losses=["recommended", "cos_os"],
+        preset="modern",
+        **arguments | {"options": {"scale": "adacos", "precision": "float32"}},
+    )
+    assert both == [cell]
+    assert both[0].is_recommended
+
+
+def test_beyond_the_thesis_nothing_was_published() -> None:
+    [cell] = plan("toy", seeds=1, losses=["cos_bg"], digits=["mnist"], device="cpu")
+    assert not cell.config(data=None, device="cpu").as_published
+
+
+@pytest.mark.parametrize("scale", ["adacos", "adacos_dynamic", "margin_aware"])
+def test_scale_by_rule_is_checked_with_the_protocols_classes(scale: str) -> None:
+    [cell] = plan("toy", seeds=1, losses=["cos_eos"], digits=["mnist"], options={"scale": scale})
+    assert cell.options["scale"] == scale
+
+
 def test_name_tells_every_column_of_a_cell_apart() -> None:
     base = {
         "protocol": "toy", "loss": "eos", "preset": "thesis", "digits": "mnist", "epochs": 15, "seed": 1,
@@ -60,7 +141,7 @@ def test_name_tells_every_column_of_a_cell_apart() -> None:
     }  # fmt: skip
     changes = [
         {}, {"protocol": "toy_vis"}, {"loss": "os"}, {"preset": "modern"}, {"digits": "emnist"}, {"epochs": 5},
-        {"seed": 2}, {"options": {"scale": 3.1}},
+        {"seed": 2}, {"options": {"scale": 3.1}}, {"precision": "bfloat16"},
     ]  # fmt: skip
     assert len({Cell(**(base | change)).name for change in changes}) == len(changes)
 

@@ -15,6 +15,7 @@ from openset.labels import NEGATIVE, UNKNOWN
 from training import grid_report
 from training.evaluate import REPORT, SCORES_FILE
 from training.grid import Cell, plan
+from training.grid_figures import copy_sheets
 from training.grid_results import difference, group_rows
 from training.grid_rows import CELL_FILE, cell_columns, merge_rows, read_rows, stored_rows
 from training.grid_tables import (
@@ -24,11 +25,17 @@ from training.grid_tables import (
     published_setting,
     signed,
     switches,
+    verdict,
 )
 from training.report import build_report
 from training.runs import CONFIG
 from training.scoring import Scored
 
+NOTES = ["the letters test file holds fewer images of some letters (X 497, Z 447)"]
+COUNTS = {
+    "train": {"known": 48000, "negative": 42240, "unknown": 0},
+    "test": {"known": 10000, "negative": 8800, "unknown": 8144},
+}
 LETTERS = {NEGATIVE: "ABCD", UNKNOWN: "PQRS"}
 
 
@@ -58,11 +65,10 @@ def finished_run(
     (folder / CONFIG).write_text(cell.config(data=None, device="cpu").to_json())
     sample = scored(quality, cell.seed)
     sample.save(folder / SCORES_FILE)
-    report = build_report(sample, config={}, notes=[], counts={}, factory=None, repeats=5)
+    report = build_report(sample, config={}, notes=NOTES, counts=COUNTS, factory=None, repeats=5)
     (folder / REPORT).write_text(json.dumps(report))
     provenance = {
-        "run": cell.name, "commit": "abc1234", "device": "a processor", "precision": "float32",
-        "evaluated": evaluated,
+        "run": cell.name, "commit": "abc1234", "device": "a processor", "evaluated": evaluated,
     }  # fmt: skip
     columns = cell_columns(cell, "10/11/11")
     record = {"columns": columns, "provenance": provenance, "validation": None}
@@ -151,6 +157,117 @@ def test_report_is_the_same_from_rows_alone_but_for_what_needs_scores(grid: Path
     assert means[0] == means[1]
 
 
+def test_report_of_a_fresh_clone_has_all_that_was_committed(
+    two_losses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(two_losses / "results", tmp_path / "results")
+    before = (tmp_path / "results/toy.md").read_text()
+    pictures = {file: file.read_bytes() for file in (tmp_path / "results/figures").iterdir()}
+    monkeypatch.setattr(
+        "training.grid_summaries.bootstrap_by_class", lambda *_, **__: pytest.fail("drawn again")
+    )
+    assert written(tmp_path) == before
+    assert before.count("![") >= 6
+    angles = next(file for file in pictures if file.name.endswith("-angles.png"))
+    assert angles.read_bytes() == pictures[angles]
+
+
+def test_summary_of_another_evaluation_is_not_taken(grid: Path) -> None:
+    shutil.rmtree(grid / "runs")
+    rows = read_rows(grid / "results/toy.json")
+    for row in rows:
+        row["evaluated"] = "2026-01-02"
+    [entry, *_] = group_rows(rows, grid / "runs", grid / "results")[published_setting("toy")]
+    assert entry.replicates("unknowns", "softmax") is None
+
+
+def test_damaged_run_is_left_out_and_the_others_are_reported(
+    grid: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for cell, damage in zip(cells("arc_eos"), ("", '{"columns": {}}'), strict=True):
+        folder = finished_run(grid / "runs", cell)
+        (folder / CELL_FILE).write_text(damage)
+    (finished_run(grid / "runs", cells("os")[0]) / REPORT).unlink()
+    table = section(written(grid), "## The thesis' table 6.1 and ours")
+    assert line_of(table, "arc_eos")[1] == ""
+    assert line_of(table, "os")[1] == ""
+    assert line_of(table, "cos_eos")[1] == "2"
+    assert caplog.text.count("is left out, its files are damaged") == 3
+
+
+def test_bfloat16_rows_stand_in_the_published_table_and_are_marked(grid: Path) -> None:
+    for cell in cells("arc_eos", options={"precision": "bfloat16"}):
+        finished_run(grid / "runs", cell)
+    table = section(written(grid), "## The thesis' table 6.1 and ours")
+    assert line_of(table, "arc_eos")[1] == "2 (2 bf16)"
+    assert line_of(table, "arc_eos")[3] != ""
+    assert "the thesis trained in float32" in table
+    # The same seed in float32 takes its place; the other row is kept.
+    finished_run(grid / "runs", cells("arc_eos", seeds=1)[0], quality=1.0)
+    rows = read_rows(grid / "results/toy.json")
+    table = section(written(grid), "## The thesis' table 6.1 and ours")
+    assert line_of(table, "arc_eos")[1] == "2 (1 bf16)"
+    assert len(read_rows(grid / "results/toy.json")) == len(rows) + 4
+
+
+def test_sample_counts_and_notes_stand_under_the_table(grid: Path) -> None:
+    table = section((grid / "results/toy.md").read_text(), "## The thesis' table 6.1 and ours")
+    assert (
+        "- Samples: train 48,000 known / 42,240 negative; test 10,000 known / 8,800 negative / 8,144 unknown\n"
+        f"- {NOTES[0]}\n"
+    ) in table
+
+
+def test_share_of_knowns_missed_is_shown_for_both_sources_of_digits(grid: Path) -> None:
+    style = section(
+        (grid / "results/toy.md").read_text(), "## How much of the separation is style?"
+    )
+    settings = group_rows(read_rows(grid / "results/toy.json"), grid / "runs", grid / "results")
+    missed = {
+        setting.digits: 1 - entry.mean("0.1")
+        for setting, found in settings.items()
+        for entry in found
+        if entry.loss == "cos_eos"
+    }
+    line = line_of(style.split("1 − CCR:")[1], "cos_eos")
+    assert line[5:7] == [number(missed["mnist"]), number(missed["emnist"])]
+
+
+def aim_lines(text: str) -> list[list[str]]:
+    body = section(text, "## Aims")
+    lines = [line for line in body.splitlines() if line.startswith("| ")][2:]
+    return [[part.strip() for part in line.strip("|").split("|")] for line in lines]
+
+
+def test_aims_of_recommended_stand_with_their_distance_or_with_the_command(grid: Path) -> None:
+    lines = aim_lines((grid / "results/toy.md").read_text())
+    assert [line[1:3] for line in lines] == [
+        ["MNIST", "≥ .990"], ["MNIST", "≥ .994"], ["MNIST", "≥ .650"], ["EMNIST", "≥ .250"], ["EMNIST", "≥ .250"],
+    ]  # fmt: skip
+    assert all(line[3:5] == ["", ""] for line in lines)
+    assert "`make reproduce PROTOCOL=toy LOSSES=recommended SEEDS=3 DIGITS=mnist" in lines[0][5]
+    for source, quality in (("mnist", 6.0), ("emnist", 4.0)):
+        for cell in cells("recommended", digits=[source]):
+            finished_run(grid / "runs", cell, quality=quality)
+    for cell in cells("sfn_cosface"):
+        finished_run(grid / "runs", cell, quality=3.0)
+    text = written(grid)
+    settings = group_rows(read_rows(grid / "results/toy.json"), grid / "runs", grid / "results")
+    means = {
+        (setting.digits, setting.preset, entry.loss): entry.mean("0.1")
+        for setting, found in settings.items()
+        for entry in found
+    }
+    lines = aim_lines(text)
+    assert all(line[3] for line in lines)
+    ours, theirs = means["emnist", "modern", "cos_eos"], means["emnist", "thesis", "cos_eos"]
+    fewer = 1 - (1 - ours) / (1 - theirs)
+    assert lines[4][3:5] == [number(fewer), signed(fewer - 0.25)]
+    assert "against `cos_eos`, best of 1 that were run" in lines[4][5]
+    assert "`sfn_cosface`, thesis preset" in lines[2][5]
+    assert "| `cos_eos` (recommended) | 2" in text
+
+
 def test_lost_row_is_found_again_in_the_run_and_missed_where_there_is_none(grid: Path) -> None:
     file = grid / "results/toy.json"
     complete = file.read_bytes()
@@ -191,7 +308,7 @@ def test_digits_are_compared_loss_by_loss(grid: Path) -> None:
         (grid / "results/toy.md").read_text(), "## How much of the separation is style?"
     )
     line = line_of(style, "cos_eos")
-    settings = group_rows(read_rows(grid / "results/toy.json"), grid / "runs")
+    settings = group_rows(read_rows(grid / "results/toy.json"), grid / "runs", grid / "results")
     entries = {
         setting.digits: next(entry for entry in found if entry.loss == "cos_eos")
         for setting, found in settings.items()
@@ -232,9 +349,113 @@ def test_value_beyond_both_intervals_is_listed(
         if (row["loss"], row["digits"]) == ("cos_eos", "mnist") and row["seed"] <= len(values):
             cell = {"value": values[row["seed"] - 1], "interval_clustered": images}
             rows.append(row | {"ccr_at_fpr": row["ccr_at_fpr"] | {"0.01": cell}})
-    published = published_setting("toy")
-    listed = beyond_published(published, group_rows(rows, grid / "none")[published])
+    entries = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
+    listed = beyond_published(entries)
     assert ("0.01" in {column for _, column in listed}) == is_listed
+
+
+def test_row_that_was_not_run_is_not_called_reproduced(grid: Path) -> None:
+    text = section((grid / "results/toy.md").read_text(), "### Beyond the published values")
+    assert "1 of 14 published rows were run; of 3 figures that can be compared" in text
+    assert "None." not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "images", "expected"),
+    [
+        ([0.9919, 0.9921], None, "reproduced"),
+        ([0.9919], [0.9905, 0.993], "reproduced"),
+        ([0.9919], [0.8, 1.0], "undecided"),  # the published spread is .012 wide
+        ([0.9919], None, "undecided"),
+        ([0.5, 0.501], [0.49, 0.51], "beyond"),
+    ],
+)
+def test_verdict_needs_an_interval_as_narrow_as_the_published_spread(
+    grid: Path, values: list[float], images: list[float] | None, expected: str
+) -> None:
+    rows = []
+    for row in read_rows(grid / "results/toy.json"):
+        if (row["loss"], row["digits"]) == ("cos_eos", "mnist") and row["seed"] <= len(values):
+            cell = {"value": values[row["seed"] - 1], "interval_clustered": images}
+            rows.append(row | {"ccr_at_fpr": row["ccr_at_fpr"] | {"0.01": cell}})
+    [entry] = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
+    assert verdict(entry, "0.01") == expected
+    assert verdict(entry, "0.001") is None  # not reached with 120 images
+
+
+def test_loss_with_negatives_is_compared_with_eos_and_os(grid: Path) -> None:
+    for cell in cells("os"):
+        finished_run(grid / "runs", cell, quality=3.0)
+    text = section(written(grid), "### Differences to the benchmarks")
+    names = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+    assert names == ["`cos_eos` − `eos`", "`cos_eos` − `os`", "`os` − `eos`"]
+
+
+def test_published_score_stands_beside_the_log_odds(grid: Path) -> None:
+    folder = grid / "runs" / cells("eos", seeds=1)[0].name
+    record = json.loads((folder / CELL_FILE).read_text())
+    report = json.loads((folder / REPORT).read_text())
+    score = report["scores"]["softmax"]
+    reached = score["unknown"]["ccr_at_fpr"]["0.01"]["value"]
+    score["unknown"]["ccr_at_fpr"]["0.01"] |= {
+        "value": None,
+        "interval": None,
+        "interval_clustered": None,
+    }
+    record["published_score"] = {key: report[key] for key in ("rule", "accuracy")}
+    record["published_score"]["scores"] = {"softmax_float32": score}
+    (folder / CELL_FILE).write_text(json.dumps(record))
+    shutil.rmtree(grid / "runs" / cells("eos")[1].name)
+    (grid / "results/toy.json").unlink()
+    text = written(grid)
+    line = line_of(section(text, "### No saturation"), "eos")
+    assert line[3:5] == ["–", number(reached)]
+
+
+def test_options_in_the_published_setting_have_their_unknowns_and_accuracy(grid: Path) -> None:
+    text = (grid / "results/toy.md").read_text()
+    assert "### Against unknowns" not in section(text, "## The published setting in detail")
+    for cell in cells("eos", options={"feature_dim": 40}):
+        finished_run(grid / "runs", cell)
+    detail = section(written(grid), "## The published setting in detail")
+    line = line_of(section(detail, "### Against unknowns"), "eos (feature_dim=40)")
+    assert all(line[1:])
+    assert len(line) == 6
+
+
+def test_protocol_without_a_published_table_has_its_unknowns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid_report.grid_figures, "draw_all", lambda *_: {})
+    for cell in plan("toy_vis", losses=["eos"], seeds=1, digits=["mnist"]):
+        finished_run(tmp_path / "runs", cell)
+    target = grid_report.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
+    assert target is not None
+    detail = section(target.read_text(), "## The published setting in detail")
+    assert line_of(section(detail, "### Against unknowns"), "eos")[1] == "1"
+
+
+def test_every_loss_has_its_contact_sheet_in_the_report(two_losses: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_losses / "runs", tmp_path / "runs")
+    merge_rows(tmp_path / "toy.json", read_rows(two_losses / "results/toy.json"))
+    for loss in ("cos_eos", "eos"):
+        sheet = tmp_path / "runs" / cells(loss)[0].name / "figures/false_positives.png"
+        sheet.parent.mkdir()
+        sheet.write_bytes(loss.encode())
+    settings = group_rows(read_rows(tmp_path / "toy.json"), tmp_path / "runs", tmp_path)
+    copied = copy_sheets(settings, tmp_path)
+    assert {(tmp_path.parent / name).read_text() for name in copied.values()} == {"cos_eos", "eos"}
+    assert len(copied) == 2
+
+
+def test_setting_whose_models_all_diverged_is_reported(tmp_path: Path, two_losses: Path) -> None:
+    [cell] = cells("eos", seeds=1)
+    folder = tmp_path / "runs" / cell.name
+    shutil.copytree(two_losses / "runs" / cell.name, folder)
+    record = json.loads((folder / CELL_FILE).read_text())
+    (folder / CELL_FILE).write_text(json.dumps(record | {"diverged": "diverged: loss is nan"}))
+    table = section(written(tmp_path), "## The thesis' table 6.1 and ours")
+    assert line_of(table, "eos")[3] == "diverged"
 
 
 def test_difference_stands_beside_the_experiments_that_could_explain_it(grid: Path) -> None:
@@ -256,6 +477,8 @@ def test_switches_are_options_that_the_loss_has() -> None:
         for option, value in switches("toy", loss).items():
             [cell] = cells(loss, seeds=1, options={option: value})
             assert cell.options == {"as_published": True, option: value}
+    # Its published centers are not normalised at all: how they are would change nothing.
+    assert switches("p1", "sfn_norm") == {"feature_bias": False, "unit_centers": True}
     assert switches("p1", "cos_os") == {
         "feature_bias": False, "center_norm": "differentiable", "cce_mean": "all",
     }  # fmt: skip
@@ -267,7 +490,9 @@ def test_scores_of_another_evaluation_are_not_mixed_with_the_rows(grid: Path) ->
     for row in rows:
         if row["loss"] == "eos":
             row["evaluated"] = "2026-01-02"  # evaluated again, elsewhere
-    entries = {entry.loss: entry for entry in group_rows(rows, grid / "runs")[setting]}
+    entries = {
+        entry.loss: entry for entry in group_rows(rows, grid / "runs", grid / "results")[setting]
+    }
     assert entries["cos_eos"].replicates("unknowns", "softmax") is not None
     assert entries["eos"].replicates("unknowns", "softmax") is None
     assert entries["eos"].over_images("0.1") is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from training.grid_rows import merge_rows, read_rows, row_key
+from training.grid_rows import is_recorded, merge_rows, read_rows, row_key
 
 
 def row(value: float = 0.9, evaluated: str = "2026-01-01T00:00:00+00:00", **changes: Any) -> dict:
@@ -32,6 +32,7 @@ def values(rows: list[dict]) -> list[float]:
     [
         {"loss": "eos"}, {"options": {}}, {"preset": "modern"}, {"seed": 2}, {"epochs": 5}, {"digits": "emnist"},
         {"classes": "6/12/40"}, {"group": "negatives"}, {"score": "logit"}, {"protocol": "toy_vis"},
+        {"precision": "bfloat16"},
     ],
 )  # fmt: skip
 def test_rows_of_different_experiments_stand_side_by_side(tmp_path: Path, change: dict) -> None:
@@ -101,6 +102,15 @@ def test_rows_of_another_schema_are_refused(tmp_path: Path) -> None:
     file.write_text('{"schema": 2, "rows": []}')
     with pytest.raises(ValueError, match="schema 2, this release reads 1"):
         read_rows(file)
+
+
+def test_cell_is_recorded_once_its_rows_have_the_scores_that_are_asked_for() -> None:
+    columns = {key: value for key, value in row().items() if key != "score"} | {"scores": ["ghost"]}
+    assert not is_recorded(columns, [row()])
+    assert is_recorded(columns, [row(), row(score="ghost")])
+    assert is_recorded(columns | {"scores": []}, [row()])
+    assert not is_recorded(columns | {"scores": []}, [row(seed=2)])
+    assert is_recorded(columns, [row() | {"diverged": "loss is nan"}])
 
 
 def test_no_file_means_no_rows(tmp_path: Path) -> None:

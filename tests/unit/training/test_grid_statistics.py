@@ -15,6 +15,7 @@ from training.grid_statistics import (
     percentile_interval,
     seed_difference_interval,
     seed_interval,
+    widened,
 )
 
 TARGETS = (0.01, 0.1, 0.5)
@@ -52,6 +53,30 @@ def test_seed_difference_interval_is_welchs() -> None:
     assert seed_difference_interval(first, second) == pytest.approx(tuple(expected))
     assert seed_difference_interval(first, [0.8]) is None
     assert seed_difference_interval([0.5, 0.5], [0.25, 0.25]) == (0.25, 0.25)
+
+
+def test_interval_over_few_classes_covers_as_often_as_it_claims() -> None:
+    """The mean of 10 class means; the plain percentile interval is too narrow for that, which is the point."""
+    random = np.random.default_rng(0)
+    values = random.normal(0.5, 0.1, (2000, 10))
+    draws = class_draws(list("ABCDEFGHIJ"), 1000) / 10
+    covered = {"plain": 0, "widened": 0}
+    for one in values:
+        interval = percentile_interval(draws @ one)
+        assert interval is not None
+        for name, (low, high) in {
+            "plain": interval, "widened": widened(interval, float(one.mean()), 10),
+        }.items():  # fmt: skip
+            covered[name] += low <= 0.5 <= high
+    assert covered["plain"] / 2000 < 0.92
+    assert 0.94 < covered["widened"] / 2000 < 0.965
+
+
+def test_many_classes_need_no_widening_and_one_class_allows_no_interval() -> None:
+    assert widened((0.4, 0.7), 0.5, 10_000) == pytest.approx((0.4, 0.7), abs=1e-3)
+    low, high = widened((0.4, 0.7), 0.5, 10)
+    assert (0.5 - low) / 0.1 == pytest.approx((high - 0.5) / 0.2) == pytest.approx(1.2166, abs=1e-3)
+    assert widened((0.4, 0.7), 0.5, 1) == (-np.inf, np.inf)
 
 
 @pytest.mark.parametrize("rule", metrics.RULES)

@@ -15,6 +15,7 @@ from tests.factories import FOREIGN_DEG as FOREIGN
 from tests.factories import KNOWN_DEG as KNOWNS
 from tests.factories import scored_at
 from training import low_fpr
+from training.grid_statistics import seed_interval
 from training.low_fpr import outcome_groups, separate_causes
 from training.scoring import Scored
 
@@ -93,13 +94,45 @@ def test_command_compares_stored_runs_and_names_what_is_missing(
     arguments = ["--baseline", str(tmp_path / "a"), "--runs", str(tmp_path / "b"), "--fpr", "0.25"]
     assert low_fpr.main([*arguments, "--json", str(tmp_path / "out.json")]) == 0
     written = json.loads((tmp_path / "out.json").read_text())
-    assert [row["run"] for row in written["rows"]] == ["a", "b"]
-    assert written["rows"][1]["causes"]["foreign"] == pytest.approx(-0.3)
+    assert [[one["run"] for one in row["runs"]] for row in written["rows"]] == [["a"], ["b"]]
+    found = written["rows"][1]["causes"]["foreign"]
+    assert (found["mean"], found["interval"]) == (pytest.approx(-0.3), None)
     assert "-0.3000" in capsys.readouterr().out
     assert low_fpr.main([*arguments, "--score", "ghost"]) == 1
     assert "SCORES=ghost" in caplog.records[-1].message
     assert low_fpr.main(["--baseline", str(tmp_path / "c")]) == 1
     assert "make evaluate" in caplog.records[-1].message
+
+
+def test_several_seeds_of_an_arm_give_a_mean_with_its_interval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    shifts = {"a1": 0, "a2": 0, "b1": 30, "b2": 10}
+    for name, shift in shifts.items():
+        (tmp_path / name).mkdir()
+        scored_at(KNOWNS, [a - shift for a in FOREIGN]).save(tmp_path / name / "scores.npz")
+
+    def paths(*names: str) -> str:
+        return ",".join(str(tmp_path / name) for name in names)
+
+    arguments = [
+        "--fpr",
+        "0.25",
+        "--json",
+        str(tmp_path / "out.json"),
+        "--baseline",
+        paths("a1", "a2"),
+        "--runs",
+    ]
+    assert low_fpr.main([*arguments, paths("b1", "b2")]) == 0
+    row = json.loads((tmp_path / "out.json").read_text())["rows"][1]
+    each = [one["causes"]["foreign"] for one in row["runs"]]
+    assert each[0] != each[1]
+    assert row["causes"]["foreign"]["mean"] == pytest.approx(sum(each) / 2)
+    assert row["causes"]["foreign"]["interval"] == pytest.approx(seed_interval(each))
+    assert "±" in capsys.readouterr().out
+    assert low_fpr.main([*arguments, paths("b1")]) == 1
+    assert "as many runs as the baseline" in caplog.records[-1].message
 
 
 def test_runs_without_negatives_cannot_be_judged_against_them() -> None:

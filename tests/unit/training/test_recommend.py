@@ -15,12 +15,13 @@ from openset.labels import NEGATIVE, UNKNOWN, is_known
 from tests.factories import FOREIGN_DEG, KNOWN_DEG, scored_at
 from training import cures, recommend
 from training.arms import CANDIDATES, CURES
-from training.data import ProtocolData, load_protocol, split_validation
+from training.data import ProtocolData, Split, load_protocol, split_validation
+from training.decoded import CachedImages, DecodedImages
 from training.engine import TrainingDiverged
 from training.losses import LOSSES
 from training.protocols import PROTOCOLS
 from training.recommendations import RECOMMENDATIONS
-from training.runs import PRESETS, make_config
+from training.runs import PRESETS, TrainConfig, make_config
 from training.train import build_parser
 
 ROOT = Path(__file__).parents[3]
@@ -86,12 +87,80 @@ def row_of(arm: str, seed: int, **by_score: float | None) -> dict[str, Any]:
 
 def test_largest_mean_over_the_seeds_wins_and_says_its_score() -> None:
     rows = [
-        row_of("a", 1, softmax=0.9), row_of("b", 1, neco=0.8), row_of("a", 2, softmax=0.5),
+        row_of("a", 1, softmax=0.78), row_of("b", 1, neco=0.8), row_of("a", 2, softmax=0.68),
         row_of("b", 2, neco=0.7),
     ]  # fmt: skip
     chosen = recommend.choose(rows)
     assert (chosen["loss"], chosen["score"]) == ("b", "neco")
     assert chosen["mean_ccr"] == pytest.approx(0.75)
+
+
+def compared(replicates: dict[str, float], seeds: int = 1, **by_score: float) -> dict[str, Any]:
+    """One arm whose scores have these figures and, around them, replicates that scatter alike but for a shift."""
+    noise = np.random.default_rng(0).normal(0, 0.01, 1000)
+    rows = []
+    for seed in range(1, seeds + 1):
+        row = row_of("a", seed, **by_score) | {"classes": 5}
+        zero = dict.fromkeys(ALL_SCORES, np.zeros(1000))
+        row["replicates"] = zero | {
+            name: by_score[name] + scatter * noise for name, scatter in replicates.items()
+        }
+        rows.append(row)
+    return recommend.choose(rows)
+
+
+def test_runner_up_wins_where_it_is_simpler_and_the_two_cannot_be_told_apart() -> None:
+    chosen = compared({"softmax": 1.0, "neco": 3.0}, softmax=0.8, neco=0.805)
+    assert (chosen["score"], chosen["best_two"]["separable"]) == ("softmax", False)
+    assert chosen["best_two"]["first"] == ["a", "neco"]
+    low, high = chosen["best_two"]["over_classes"]
+    assert low < 0 < chosen["best_two"]["difference"] < high
+    # The scatter that both share does not count against their difference.
+    chosen = compared({"softmax": 1.0, "neco": 1.01}, softmax=0.8, neco=0.805)
+    assert (chosen["score"], chosen["best_two"]["separable"]) == ("neco", True)
+    # The simpler one stays where it leads.
+    chosen = compared({"softmax": 3.0, "neco": 1.0}, softmax=0.805, neco=0.8)
+    assert chosen["score"] == "softmax"
+
+
+def test_scale_is_swept_over_both_margin_aware_bounds() -> None:
+    for loss in ("cos_eos", "arc_eos"):
+        swept = [arm.options for arm in CURES["scale"] if arm.loss == loss]
+        assert {"scale": "margin_aware"} in swept
+        assert {"scale": "margin_aware", "scale_probability": 0.999} in swept
+
+
+def test_evidence_of_a_single_seed_is_provisional() -> None:
+    assert compared({}, softmax=0.8)["provisional"]
+    assert not compared({}, seeds=2, softmax=0.8)["provisional"]
+
+
+def test_decoded_photographs_of_knowns_and_hidden_classes_are_joined() -> None:
+    decoded = DecodedImages(*[np.arange(6)] * 4, 3, {})  # type: ignore[arg-type]
+    parts = [
+        Split(CachedImages(decoded, np.array(rows)), np.array([0, 0]), np.array(["d", "d"]), np.array(rows).astype(str))
+        for rows in ([4, 1], [0, 5])
+    ]  # fmt: skip
+    joined = recommend._joined(*parts)
+    assert joined.images.rows.tolist() == [4, 1, 0, 5]
+    assert joined.images.decoded is decoded
+    assert joined.labels.tolist() == [0, 0, UNKNOWN, UNKNOWN]
+
+
+def test_judging_reads_photographs_from_the_cache(
+    glyphs: ProtocolData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load_data(_: Any, parts: Any, *, decoded: bool = False) -> ProtocolData:
+        asked.append(decoded)
+        raise TrainingDiverged("far enough")
+
+    monkeypatch.setattr(TrainConfig, "load_data", load_data)
+    recommend.judge(
+        CANDIDATES[:1], protocol="glyphs", epochs=1, seeds=[1], data=None, options={}, runs=tmp_path
+    )
+    assert asked == [True]
 
 
 def test_unreached_rate_and_divergence_cost_the_choice() -> None:
@@ -124,21 +193,39 @@ def test_command_judges_each_candidate_on_the_hidden_classes(
 
     monkeypatch.setattr("training.runs.load_protocol", lambda *_, **__: glyphs)
     monkeypatch.setattr(recommend, "train", train)
-    monkeypatch.setattr(recommend, "scoring_classifier", lambda *_, **__: None)
-    monkeypatch.setattr(recommend, "score_split", lambda *_, **__: None)
+    fitted_on, judged = [], []
+    monkeypatch.setattr(
+        recommend, "scoring_classifier", lambda run, data, *_, **__: fitted_on.append(data)
+    )
+    monkeypatch.setattr(recommend, "score_split", lambda _, split, *__, **___: judged.append(split))
     monkeypatch.setattr(recommend, "open_set_figures", figures)
+    monkeypatch.setattr(
+        recommend, "criterion_replicates", lambda _: dict.fromkeys(ALL_SCORES, np.full(10, 0.625))
+    )
     target = tmp_path / "out.json"
     arguments = ["--json", str(target), "--candidates", "eos", "os", "cos_eos"]
     assert recommend.main(arguments) == 0
     written = json.loads(target.read_text())
+    best_two = written["chosen"].pop("best_two")
     assert written["chosen"] == {
-        "loss": "eos", "options": {}, "preset": "modern", "score": "softmax", "mean_ccr": 0.625,
+        "loss": "eos", "options": {}, "preset": "modern", "score": "softmax", "mean_ccr": 0.625, "provisional": True,
     }  # fmt: skip
+    assert (best_two["difference"], best_two["separable"]) == (0.0, False)
+    assert all("replicates" not in row for row in written["rows"])
     assert "diverged" in written["rows"][1]
     assert len(seen) == 2
-    for data in seen:
-        assert not set("BDFJM") & set(data.train.groups)
-        assert set("ACEHKN") <= set(data.train.groups)
+    hidden = set("BDFJM")
+    # What trains, what states of scores are fitted on, and what judges: three uses, and the hidden classes are in one.
+    assert len(seen) == len(fitted_on) == len(judged) == 2
+    for data in (*seen, *fitted_on):
+        for part in (data.train, data.validation):
+            assert not hidden & set(part.groups)
+            assert set("ACEHKN") <= set(part.groups)
+    _, expected = recommend.hide_negatives(glyphs)
+    for split in judged:
+        assert split.sample_ids.tolist() == expected.sample_ids.tolist()
+        assert split.labels.tolist() == expected.labels.tolist()
+        assert set(split.groups[split.labels == UNKNOWN]) == hidden
     assert "0.6250" in capsys.readouterr().out
 
 

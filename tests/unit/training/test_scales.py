@@ -206,6 +206,13 @@ def test_each_cure_of_arc_os_turns_the_push_on_the_magnitude(
     assert bool(features.grad[0, 116] < 0) is grows
 
 
+def test_bound_is_refused_where_it_would_be_too_small() -> None:
+    arguments = {"num_classes": 3, "feature_dim": 3, "scale": 5, "magnitude_weight": "above_bound"}
+    with pytest.raises(ValueError, match="larger by N / N_k"):
+        build_loss("arc_os", as_published=True, **arguments)
+    build_loss("arc_os", as_published=True, cce_mean="all", **arguments)
+
+
 def test_loss_without_a_cosine_margin_has_no_bound() -> None:
     with pytest.raises(ValueError, match="margin on the cosine"):
         build_loss("norm_os", num_classes=3, feature_dim=3, scale=5, magnitude_weight="above_bound")

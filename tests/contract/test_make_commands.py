@@ -1,0 +1,84 @@
+"""What the Makefile runs is what the commands take: each target's command line, expanded, is read by its own parser."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from training.grid import plan
+from training.grid_results import Setting
+from training.grid_tables import command, published_setting
+
+ROOT = Path(__file__).parents[2]
+
+
+def parsed(*words: str) -> tuple[str, argparse.Namespace]:
+    """Module and arguments of the Python command that `make words` would run."""
+    printed = subprocess.run(
+        # A newer installation than the lock: nothing is to be installed, only the command is wanted.
+        ["make", "--dry-run", "--assume-old=.venv/installed", *words],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    joined = re.sub(r"\\\n", " ", printed)
+    [line] = re.findall(r"^\.venv/bin/python +-m training\..*$", joined, re.MULTILINE)
+    _, _, module, *arguments = shlex.split(line)
+    return module, importlib.import_module(module).build_parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["reproduce"], ["report"], ["cures", "CURE=scale"], ["recommend"], ["train"],
+        ["reproduce", "PROTOCOL=p1", "SEEDS=1", "LOSSES=eos,os", "DATA=/data", "EPOCHS=2", "PRESET=modern", "IMAGE_SIZE=64",
+         "BUDGET_MINUTES=5", "DEVICE=cpu", "PRECISION=bfloat16", "WORKERS=1", "OPTIONS=scale=adacos compile=true"],
+        ["report", "PROTOCOL=toy", "MERGE=other.json"],
+        ["recommend", "PROTOCOL=toy", "SEEDS=1,2,3", "DIGITS=mnist", "DATA=/data"],
+    ],
+)  # fmt: skip
+def test_target_gives_arguments_that_its_command_takes(words: list[str]) -> None:
+    module, _ = parsed(*words)
+    names = {"report": "grid_report"}
+    assert module == f"training.{names.get(words[0], words[0])}"
+
+
+def test_empty_preset_is_left_to_the_command() -> None:
+    _, arguments = parsed("reproduce")
+    assert arguments.preset is None
+    assert arguments.protocol == "toy"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        published_setting("toy"),
+        published_setting("p1"),
+        Setting("toy", "modern", "emnist", 3, "10/11/11", False),
+        Setting("toy", "thesis", "emnist", 15, "10/11/11", False),
+        Setting("p3", "thesis", None, 5, "9/9/9", True, (("allow_missing_classes", True), ("image_size", 64))),
+        Setting("glyphs", "thesis", None, 3, "10/11/11", True, (("size", "small"),)),
+    ],
+    ids=lambda setting: setting.title,
+)  # fmt: skip
+def test_command_of_an_empty_cell_trains_a_cell_of_its_setting(setting: Setting) -> None:
+    words = shlex.split(command(setting, "arc_os", seeds=2, options="feature_dim=40").strip("`"))
+    module, given = parsed(*[word.replace("$DATA", "/data") for word in words[1:]])
+    assert module == "training.reproduce"
+    cells = plan(
+        given.protocol, seeds=given.seeds, losses=given.losses.split(","), preset=given.preset, epochs=given.epochs,
+        digits=given.digits.split(",") if given.digits else None, options=dict(given.option), device="cpu",
+    )  # fmt: skip
+    expected = {"feature_dim": 40} | dict(setting.data_options)
+    if setting.as_published:
+        expected["as_published"] = True
+    for cell in cells:
+        assert (cell.loss, cell.preset, cell.digits, cell.epochs) == (
+            "arc_os", setting.preset, setting.digits, setting.epochs,
+        )  # fmt: skip
+        assert cell.options == expected
+    assert len(cells) == 2

@@ -1,0 +1,104 @@
+"""The loop over the cells: what breaks in one of them does not stop the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.unit.training.test_grid_report import scored
+from training import reproduce
+from training.data import MissingClasses
+from training.grid import plan
+from training.grid_rows import read_rows
+from training.scoring import Scored
+
+GLYPHS = {
+    "seeds": 1,
+    "losses": ["softmax", "eos", "os"],
+    "options": {"size": "small"},
+    "device": "cpu",
+}
+
+
+def run_grid(tmp_path: Path) -> reproduce.Outcome:
+    return reproduce.reproduce(
+        plan("glyphs", **GLYPHS), data=None, runs=tmp_path / "runs", results=tmp_path / "results", device="cpu",
+        show_progress=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Training that only makes a folder; the losses that came to it, in order."""
+    order: list[str] = []
+
+    def train(config, *, runs: Path, show_progress: bool) -> SimpleNamespace:
+        order.append(config.loss)
+        (runs / config.name).mkdir(parents=True, exist_ok=True)
+        return SimpleNamespace(folder=runs / config.name, config=config)
+
+    monkeypatch.setattr(reproduce, "train", train)
+    monkeypatch.setattr(reproduce, "Run", lambda folder: SimpleNamespace(folder=folder))
+    return order
+
+
+def test_broken_cell_is_logged_and_the_others_go_on(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    def evaluation(run, *_: object) -> dict:
+        raise RuntimeError(f"out of memory for {run.config.loss}")
+
+    monkeypatch.setattr(reproduce, "_evaluation", evaluation)
+    outcome = run_grid(tmp_path)
+    assert trained == ["softmax", "eos", "os"]
+    assert len(outcome.failed) == 3
+    assert outcome.left == []
+    assert "out of memory for eos" in caplog.text
+
+
+def test_broken_cell_makes_the_command_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "reproduce", lambda *_, **__: reproduce.Outcome(failed=["one"]))
+    monkeypatch.setattr(reproduce.grid_report, "write", lambda *_, **__: None)
+    assert reproduce.main(["--protocol", "glyphs"]) == 1
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), MissingClasses("none there")])
+def test_what_every_cell_would_meet_stops_the_grid(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def evaluation(*_: object) -> dict:
+        raise error
+
+    monkeypatch.setattr(reproduce, "_evaluation", evaluation)
+    with pytest.raises(type(error)):
+        run_grid(tmp_path)
+    assert trained == ["softmax"]
+
+
+def test_scores_that_are_not_finite_are_a_divergence(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = scored(5.0, 1)
+    sample.scores["softmax"][3] = np.nan
+    monkeypatch.setattr(reproduce, "score_test", lambda *_, **__: sample)
+    outcome = run_grid(tmp_path)
+    assert len(outcome.diverged) == 3
+    rows = read_rows(tmp_path / "results/glyphs.json")
+    assert {row["diverged"] for row in rows} == {
+        "diverged: the test part has softmax scores that are not finite"
+    }
+    assert run_grid(tmp_path).found == [cell.name for cell in plan("glyphs", **GLYPHS)]
+
+
+def test_published_score_ties_where_the_log_odds_do_not() -> None:
+    sample = scored(5.0, 1)
+    logits = np.zeros_like(sample.logits)
+    logits[:, 0] = np.linspace(20, 40, len(logits), dtype=np.float32)
+    saturated = Scored(**{**vars(sample), "logits": logits})
+    values = reproduce.float32_probabilities(saturated)
+    assert values.dtype == np.float32
+    assert len(np.unique(values)) < len(values) / 2
+    assert values.max() == 1.0

@@ -1,0 +1,139 @@
+"""What is kept of each model beside its rows: bootstrap replicates and OSCR curves, small enough to be committed.
+
+With these files a report is complete on a machine that has no scores, but for its histograms and pictures.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openset import metrics
+from openset.labels import NEGATIVE, UNKNOWN
+from training.grid_statistics import Floats, ModelScores, bootstrap_by_class
+from training.published import TARGETS
+
+logger = logging.getLogger(__name__)
+
+SUMMARIES = "summaries"
+GROUP_LABELS = {"negatives": NEGATIVE, "unknowns": UNKNOWN}
+FPR_GRID = np.geomspace(8e-5, 1.0, 240)
+# Rates are stored as whole numbers of this many parts; a report shows thousandths of an interval.
+_PARTS = 65_000
+_UNREACHED = 65_535
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Statistics of one evaluated model.
+
+    Attributes:
+        evaluated: when; rows of the same time belong to it.
+        replicates: by (group, score), then by column, (repeats,), NaN where a replicate does not reach the FPR.
+        curves: CCR at ``FPR_GRID`` by (group, score), (240,), NaN where the FPR is not reached.
+    """
+
+    evaluated: str
+    replicates: dict[tuple[str, str], dict[str, Floats]]
+    curves: dict[tuple[str, str], Floats]
+
+    def save(self, file: Path) -> None:
+        """Write atomically; the same statistics give the same bytes."""
+        arrays = {
+            f"replicates/{group}/{score}/{column}": _packed(values)
+            for (group, score), columns in self.replicates.items()
+            for column, values in columns.items()
+        }
+        arrays |= {f"curves/{g}/{s}": _packed(values) for (g, s), values in self.curves.items()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(file.name + ".partial")
+        with partial.open("wb") as stream:
+            np.savez_compressed(
+                stream, allow_pickle=False, evaluated=np.array(self.evaluated), **arrays
+            )
+        os.replace(partial, file)
+
+    @classmethod
+    def load(cls, file: Path) -> Summary:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        replicates: dict[tuple[str, str], dict[str, Floats]] = {}
+        curves = {}
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                evaluated = str(stored["evaluated"])
+                for name in stored.files:
+                    kind, *key = name.split("/")
+                    if kind == "replicates":
+                        group, score, column = key
+                        replicates.setdefault((group, score), {})[column] = _unpacked(stored[name])
+                    elif kind == "curves":
+                        curves[key[0], key[1]] = _unpacked(stored[name])
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{file} is damaged ({error}); restore or remove it") from error
+        return cls(evaluated, replicates, curves)
+
+
+def summarize(sample: ModelScores, *, rule: str, evaluated: str) -> Summary:
+    """Bootstrap replicates and curves of every score against every foreign group of a test part."""
+    keys = [
+        (group, score)
+        for group, label in GROUP_LABELS.items()
+        if (sample.labels == label).any()
+        for score in sample.scores
+    ]
+    targets = [float(target) for target in TARGETS]
+    return Summary(
+        evaluated,
+        {
+            (group, score): bootstrap_by_class(
+                sample, score=score, against=GROUP_LABELS[group], targets=targets, rule=rule
+            )
+            for group, score in keys
+        },
+        {(group, score): _ccr_at_grid(sample, group, score) for group, score in keys},
+    )
+
+
+def _ccr_at_grid(sample: ModelScores, group: str, score: str) -> Floats:
+    curve = metrics.oscr_curve(
+        sample.scores[score], sample.predictions, sample.labels, against=GROUP_LABELS[group]
+    )
+    reached = np.searchsorted(curve.fpr, FPR_GRID, side="right") - 1
+    return np.where(reached < 0, np.nan, curve.ccr[reached.clip(0)])
+
+
+def summary_file(results: Path, run: str) -> Path:
+    """Where the summary of a run lies."""
+    return results / SUMMARIES / f"{run}.npz"
+
+
+def stored_summary(file: Path, evaluated: str) -> Summary | None:
+    """The summary of a file; None where there is none of this evaluation."""
+    if not file.is_file():
+        return None
+    try:
+        summary = Summary.load(file)
+    except ValueError as error:
+        logger.warning("%s", error)
+        return None
+    return summary if summary.evaluated == evaluated else None
+
+
+def _packed(rates: Floats) -> NDArray[np.uint16]:
+    return np.where(np.isnan(rates), _UNREACHED, np.rint(np.nan_to_num(rates) * _PARTS)).astype(
+        np.uint16
+    )
+
+
+def _unpacked(stored: NDArray[np.uint16]) -> Floats:
+    return np.where(stored == _UNREACHED, np.nan, stored / _PARTS)
