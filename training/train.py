@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from training.data import MissingClasses, ProtocolData
 from training.engine import Trainer, TrainingDiverged
 from training.losses import LOSSES
@@ -54,8 +52,6 @@ def train(
         TrainingDiverged: the loss is not finite.
         ValueError: the folder holds another run, or data or options do not fit.
     """
-    # torch's own default, said here: no run may depend on what the process did before it.
-    torch.backends.cudnn.allow_tf32 = True
     folder = runs / config.name
     # Before the processes of a run join: the cache may take long to build, and nobody must wait for it with a deadline.
     if data is None:

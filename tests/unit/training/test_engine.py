@@ -19,6 +19,7 @@ import training.engine as engine
 from openset.labels import NEGATIVE
 from training.engine import Trainer, TrainingDiverged, prepare_folder, useless_accuracy
 from training.losses import LOSSES
+from training.precision import fast_convolutions
 from training.runs import Run, TrainConfig, make_config
 from training.train import parse_option, train
 
@@ -285,13 +286,14 @@ def test_useless_accuracy_is_far_below_a_useful_one_for_any_number_of_classes() 
     assert useless_accuracy(6) == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("before", [False, True])
 def test_training_does_not_inherit_how_convolutions_are_rounded(
-    few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(Trainer, "run", lambda _: {"allow_tf32": torch.backends.cudnn.allow_tf32})
-    train(config_for(), runs=tmp_path, show_progress=False, data=few)
-    assert torch.backends.cudnn.allow_tf32 is True
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    with fast_convolutions(torch.device("cuda")):
+        assert torch.backends.cudnn.allow_tf32 is True
+    assert torch.backends.cudnn.allow_tf32 is before
 
 
 def test_full_disk_leaves_the_former_checkpoint(few: Any, tmp_path: Path) -> None:
