@@ -15,6 +15,7 @@ from PIL import ImageFile
 from handlers.open_set_handler import OpenSetHandler
 from openset.artifact import load_artifact
 from openset.classifier import SCORE_TOLERANCE
+from openset.compilation import CALLS_UNTIL_RECORDED
 from tests.factories import grey_image, image_bytes, tiny_artifact
 
 
@@ -313,7 +314,7 @@ def test_compiled_worker_warms_up_every_bucket_and_fills_batches_up_to_them(
     handler, context = OpenSetHandler(), FakeContext(artifact, compiled=True)
     context.system_properties["batch_size"] = 6
     handler.initialize(context)
-    assert sizes == [1, 2, 4, 8]
+    assert sizes == [size for size in (1, 2, 4, 8) for _ in range(CALLS_UNTIL_RECORDED)]
     sizes.clear()
     bodies = [image_bytes(grey_image(seed)) for seed in range(5)]
     own = [{"x-openset-tau": "0", "x-openset-score": "softmax"}] * len(bodies)
