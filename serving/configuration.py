@@ -14,9 +14,10 @@ from pathlib import Path
 
 import yaml
 
-# By device: workers, largest batch, gateway processes. On a GPU two workers, so that one decodes while the other computes.
+# By device: workers, largest batch, gateway processes. On a CPU four images fill the cores, and a longer batch only keeps its
+# members waiting; on a GPU two workers, so that one decodes while the other computes.
 DEVICE_DEFAULTS = {
-    "cpu": {"workers": 1, "batch_size": 8, "gateway_processes": 1},
+    "cpu": {"workers": 1, "batch_size": 4, "gateway_processes": 1},
     "cuda": {"workers": 2, "batch_size": 32, "gateway_processes": 4},
 }
 
@@ -72,7 +73,7 @@ class ServingSettings:
     model_store: Path
     run_dir: Path
     workers: int = 1
-    batch_size: int = 8
+    batch_size: int = 4
     max_batch_delay_ms: int = 1
     response_timeout_s: int = 20
     startup_timeout_s: int = 300

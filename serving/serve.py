@@ -43,7 +43,7 @@ def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of compiled code; default: ~/.cache/openset-serve",
     )
     parser.add_argument("--workers", type=int, help="default: 1, on a GPU 2")
-    parser.add_argument("--batch-size", type=int, help="default: 8, on a GPU 32")
+    parser.add_argument("--batch-size", type=int, help="default: 4, on a GPU 32")
     parser.add_argument(
         "--max-batch-delay-ms",
         type=int,
