@@ -61,3 +61,23 @@ def requires(scope: Scope) -> Callable[..., Awaitable[None]]:
         permit(request, service, scope)
 
     return check
+
+
+async def nothing_unknown(request: Request) -> None:
+    """Refuse what the route does not know: a misspelt target must not become the default one.
+
+    Raises:
+        Problem: a query parameter without a meaning, or a body.
+    """
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    if unknown := sorted(set(request.query_params) - known):
+        raise Problem(
+            "invalid-parameter",
+            f"no parameter {', '.join(unknown)[:200]!r}; there are: {', '.join(sorted(known)) or 'none'}",
+        )
+    length = request.headers.get("content-length", "0")
+    if length != "0" or "transfer-encoding" in request.headers:
+        raise Problem(
+            "invalid-parameter",
+            "expected everything in the query, got a body; e.g. POST /calibrate?fpr=1e-2",
+        )

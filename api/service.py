@@ -59,7 +59,7 @@ def _target(point: OperatingPoint) -> tuple[Any, ...]:
 class Wish(BaseModel):
     """How a client wants one image answered: the query of a prediction."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str | None = Field(
         default=None, description="name of the served model; another one is refused"

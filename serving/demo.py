@@ -22,7 +22,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from serving.torchserve import die_with_parent
+from serving.stack import require_free_port
+from serving.torchserve import TorchServeFailed, die_with_parent
 
 RUN = Path("runs/demo")
 MODEL = "demo"
@@ -127,6 +128,19 @@ def main(argv: list[str] | None = None) -> int:
         say(
             "The demo takes 3 to 6 minutes on two CPU cores; all it makes lies in runs/, model_store/ and .run/."
         )
+    try:
+        require_free_port("127.0.0.1", arguments.port)  # said before minutes of training, not after
+    except TorchServeFailed as error:
+        sys.exit(f"error: {error}")
+    try:
+        show(arguments.port, keep=arguments.keep)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where it stopped")
+    return 0
+
+
+def show(port: int, *, keep: bool) -> None:
+    """Train, export, archive, serve, ask."""
     step(
         f"training: digits known, letters negative, {EPOCHS} epoch", "training.train", "--protocol", "glyphs", "--loss",
         "cos_eos", "--epochs", str(EPOCHS), "--precision", "auto", "--device", "cpu", "--name", RUN.name,
@@ -141,18 +155,17 @@ def main(argv: list[str] | None = None) -> int:
         MODEL,
     )
     step("archive", "serving.archive", "--artifact", str(RUN / "artifact"), "--name", MODEL)
-    stack = start_stack(arguments.port, keep=arguments.keep)
-    url = f"http://127.0.0.1:{arguments.port}"
+    stack = start_stack(port, keep=keep)
+    url = f"http://127.0.0.1:{port}"
     try:
         tell_story(url)
     finally:
-        if not arguments.keep:
+        if not keep:
             stop(stack)
-    if arguments.keep:
+    if keep:
         say(f"\nThe stack goes on: {url} (page), {url}/docs (API). Stop it with: kill {stack.pid}")
     else:
         say("\nThe stack was stopped; make demo KEEP=1 leaves it running with its page.")
-    return 0
 
 
 def tell_story(url: str) -> None:

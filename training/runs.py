@@ -319,6 +319,8 @@ def make_config(
         data_options["seed"] = data_options.pop("split_seed")
     network_options = {key: free.pop(key) for key in _NETWORK_OPTIONS if key in free}
     defaults = dict(protocol_defaults(protocol, loss))
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
     default_epochs = int(defaults.pop("epochs"))
     resolved = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if resolved.startswith("cuda") and not torch.cuda.is_available():

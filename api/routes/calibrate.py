@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Path, Query
 
 from api.archive import ServedModel
-from api.deps import RequestId, ServiceDep, requires
+from api.deps import RequestId, ServiceDep, nothing_unknown, requires
 from api.origin import own_origin
 from api.problems import Problem
 from api.schemas import (
@@ -26,7 +26,7 @@ from openset.calibration import DEFAULT_CONFIDENCE, DEFAULT_FPR, smallest_attain
 from openset.labels import NEGATIVE, is_known
 from openset.metrics import clopper_pearson_bounds, count_at_least
 
-router = APIRouter(tags=["calibrate"])
+router = APIRouter(tags=["calibrate"], dependencies=[Depends(nothing_unknown)])
 may_calibrate = Depends(requires("calibrate"))
 may_read = Depends(requires("predict"))
 

@@ -309,6 +309,20 @@ async def test_curve_has_the_rates_and_the_band_of_the_calibration_scores(
         )
 
 
+@pytest.mark.parametrize(
+    ("query", "sent"),
+    [("?FPR=0.1", {}), ("", {"data": {"fpr": "0.1"}}), ("", {"json": {"fpr": 0.1}})],
+)
+async def test_misplaced_target_is_refused_and_changes_nothing(
+    gateway: httpx.AsyncClient, query: str, sent: dict[str, Any]
+) -> None:
+    before = (await gateway.get("/calibrations")).json()["calibrations"]
+    reply = await gateway.post(f"/calibrate{query}", **sent)
+    assert (reply.status_code, reply.json()["type"]) == (422, "/problems/invalid-parameter")
+    assert "fpr" in reply.json()["detail"]
+    assert (await gateway.get("/calibrations")).json()["calibrations"] == before
+
+
 async def test_keys_and_scopes(start_gateway: Any) -> None:
     keys = [
         {"sha256": hashlib.sha256(b"reader").hexdigest(), "scopes": ["predict"]},

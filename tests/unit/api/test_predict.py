@@ -171,7 +171,7 @@ async def test_slow_upload_is_cut(start_gateway: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["fpr=0", "fpr=1", "fpr=x", "fpr=1e-320", "top_k=0", "angles=some"]
+    "query", ["fpr=0", "fpr=1", "fpr=x", "fpr=1e-320", "top_k=0", "angles=some", "topk=1"]
 )
 async def test_bad_parameters_are_named(gateway: httpx.AsyncClient, query: str) -> None:
     reply = await gateway.post(f"/predict?{query}", content=image_bytes(), headers=PNG)
