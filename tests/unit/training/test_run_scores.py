@@ -161,3 +161,8 @@ def test_misspelt_score_is_refused_with_the_list(
 ) -> None:
     assert module.main(["--run", str(tmp_path), "--scores", "softmax,goast"]) == 1
     assert "neco, got goast" in caplog.records[-1].message
+
+
+def test_a_run_of_no_epochs_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        make_config("glyphs", "cos_eos", epochs=0)
