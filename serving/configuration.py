@@ -14,8 +14,9 @@ from pathlib import Path
 
 import yaml
 
-# By device: workers, largest batch, gateway processes. On a CPU four images fill the cores, and a longer batch only keeps its
-# members waiting; on a GPU two workers, so that one decodes while the other computes.
+# By device: workers, largest batch, gateway processes. On a CPU a longer batch than four keeps its members waiting, and whether
+# it gains throughput was undecided (docs/results/serving-speed.md);
+# on a GPU two workers, so that one decodes while the other computes.
 DEVICE_DEFAULTS = {
     "cpu": {"workers": 1, "batch_size": 4, "gateway_processes": 1},
     "cuda": {"workers": 2, "batch_size": 32, "gateway_processes": 4},

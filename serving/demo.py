@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _end)
     if sys.stdout.isatty():
         say(
-            "The demo takes 3 to 6 minutes on two CPU cores; all it makes lies in runs/, model_store/ and .run/."
+            "The demo takes 2 to 5 minutes on two CPU cores; all it makes lies in runs/, model_store/ and .run/."
         )
     try:
         require_free_port("127.0.0.1", arguments.port)  # said before minutes of training, not after

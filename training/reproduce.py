@@ -163,7 +163,9 @@ def reproduce(
                     except (OSError, MissingClasses, KeyboardInterrupt):
                         outcome.left.insert(0, member)
                         raise  # of the machine or the data: the next cell would meet the same
-                    except Exception:
+                    except (
+                        Exception
+                    ):  # of this cell alone: it is named, counted and makes the exit code 1
                         logger.exception("%s: failed; the others go on", places[member])
                         outcome.failed.append(member)
                         continue

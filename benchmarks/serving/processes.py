@@ -87,7 +87,7 @@ def _run_folder(name: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="osb-"))
     try:
         yield folder
-    except Exception:
+    except Exception:  # raised again below; the log is kept for it
         log = folder / "log"
         if log.exists():
             kept = Path(tempfile.gettempdir()) / f"{folder.name}-{name}.log"

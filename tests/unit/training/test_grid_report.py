@@ -17,7 +17,7 @@ from training.evaluate import REPORT, SCORES_FILE
 from training.grid import Cell, plan
 from training.grid_figures import copy_sheets
 from training.grid_results import difference, group_rows
-from training.grid_rows import CELL_FILE, cell_columns, merge_rows, read_rows, stored_rows
+from training.grid_rows import CELL_FILE, Row, cell_columns, merge_rows, read_rows, stored_rows
 from training.grid_tables import (
     beyond_published,
     interval_text,
@@ -331,6 +331,16 @@ def test_diverged_cell_says_so_and_gives_no_mean(grid: Path) -> None:
     assert line_of(table, "arc_os")[3] == "diverged"
 
 
+def rows_of_cos_eos(grid: Path, values: list[float], images: list[float] | None) -> list[Row]:
+    """The rows of MNIST's digits, a seed for each value of CCR@1e-2."""
+    rows = []
+    for row in read_rows(grid / "results/toy.json"):
+        if (row["loss"], row["digits"]) == ("cos_eos", "mnist") and row["seed"] <= len(values):
+            cell = {"value": values[row["seed"] - 1], "interval_clustered": images}
+            rows.append(row | {"ccr_at_fpr": row["ccr_at_fpr"] | {"0.01": cell}})
+    return rows
+
+
 @pytest.mark.parametrize(
     ("values", "images", "is_listed"),
     [
@@ -344,11 +354,7 @@ def test_diverged_cell_says_so_and_gives_no_mean(grid: Path) -> None:
 def test_value_beyond_both_intervals_is_listed(
     grid: Path, values: list[float], images: list[float] | None, is_listed: bool
 ) -> None:
-    rows = []
-    for row in read_rows(grid / "results/toy.json"):
-        if (row["loss"], row["digits"]) == ("cos_eos", "mnist") and row["seed"] <= len(values):
-            cell = {"value": values[row["seed"] - 1], "interval_clustered": images}
-            rows.append(row | {"ccr_at_fpr": row["ccr_at_fpr"] | {"0.01": cell}})
+    rows = rows_of_cos_eos(grid, values, images)
     entries = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
     listed = beyond_published(entries)
     assert ("0.01" in {column for _, column in listed}) == is_listed
@@ -373,11 +379,7 @@ def test_row_that_was_not_run_is_not_called_reproduced(grid: Path) -> None:
 def test_verdict_needs_an_interval_as_narrow_as_the_published_spread(
     grid: Path, values: list[float], images: list[float] | None, expected: str
 ) -> None:
-    rows = []
-    for row in read_rows(grid / "results/toy.json"):
-        if (row["loss"], row["digits"]) == ("cos_eos", "mnist") and row["seed"] <= len(values):
-            cell = {"value": values[row["seed"] - 1], "interval_clustered": images}
-            rows.append(row | {"ccr_at_fpr": row["ccr_at_fpr"] | {"0.01": cell}})
+    rows = rows_of_cos_eos(grid, values, images)
     [entry] = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
     assert verdict(entry, "0.01") == expected
     assert verdict(entry, "0.001") is None  # not reached with 120 images
