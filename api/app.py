@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -35,7 +36,11 @@ def create_app(settings: Settings) -> FastAPI:
         await asyncio.to_thread(store.create_tables)
         backend = Backend(settings)
         service = app.state.service = Service(settings, model, store, backend, metrics)
+        # What lives until the end is not looked through again by every full collection under load.
+        gc.collect()
+        gc.freeze()
         yield
+        gc.unfreeze()
         service.close()
         await backend.close()
         store.close()
