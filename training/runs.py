@@ -159,11 +159,14 @@ class TrainConfig:
 
     @property
     def pretraining_notes(self) -> list[str]:
-        """What a reader of any result must be told of weights that another training made; else nothing."""
-        if self.initial_weights is None or not is_weights_file(self.initial_weights):
+        """What a reader of any result must be told of weights from a file, also those of a run that this one started from."""
+        if self.initial_weights is None:
             return []
+        source = Path(self.initial_weights)
+        if not is_weights_file(source):
+            return Run(source).config.pretraining_notes if (source / CONFIG).is_file() else []
         return [
-            f"the backbone started from the weights in {Path(self.initial_weights).name}; classes that count as unknown "
+            f"the backbone started from the weights in {source.name}; classes that count as unknown "
             "here may have been among those it was trained on"
         ]
 

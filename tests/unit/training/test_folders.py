@@ -132,7 +132,7 @@ def test_without_a_tree_the_command_says_what_it_needs(
 def test_unreadable_image_is_fatal_or_skipped_by_name(
     tree: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = Path(load(tree).test.images.paths[1])  # type: ignore[union-attr]
+    broken = Path(load(tree).test.images.paths[1])
     broken.write_bytes(b"no picture")
     data = load(tree)
     with pytest.raises(UnreadableImage, match=broken.name):

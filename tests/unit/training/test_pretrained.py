@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openset.networks import build_network
+from training.engine import prepare_folder
 from training.pretrained import is_weights_file, load_backbone
-from training.runs import make_config
+from training.runs import TrainConfig, make_config
 from training.train import main
 
 State = dict[str, Tensor]
@@ -127,3 +128,14 @@ def test_suffix_tells_a_file_from_a_run() -> None:
         "folders", "softmax", device="cpu", options={"initial_weights": "runs/first"}
     )
     assert config.pretraining_notes == []
+
+
+def test_run_that_goes_on_from_a_pretrained_one_tells_too(tmp_path: Path) -> None:
+    def config_from(source: str) -> TrainConfig:
+        return make_config("folders", "softmax", device="cpu", options={"initial_weights": source})
+
+    first, folder = config_from("elsewhere/resnet50.pth"), tmp_path / "first"
+    prepare_folder(folder, first)
+    [note] = config_from(str(folder)).pretraining_notes
+    assert note == first.pretraining_notes[0]
+    assert "resnet50.pth" in note
