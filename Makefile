@@ -50,7 +50,7 @@ demo: install ## train glyphs, serve it, show a known and an unknown image (KEEP
 
 # -- from data to model -----------------------------------------------------------------------------------------------
 
-train: install ## PROTOCOL= LOSS= [DATA= EPOCHS= SEED= PRESET= OPTIONS="k=v ..." IMAGE_SIZE= DIGITS= NAME= DEVICE= CACHE=folder|none GPUS=n]
+train: install ## PROTOCOL= (folders: own classes in DATA=) LOSS= [DATA= EPOCHS= SEED= PRESET= OPTIONS="k=v ..." IMAGE_SIZE= DIGITS= NAME= DEVICE= CACHE=folder|none GPUS=n]
 	@$(PY) $(if $(GPUS),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m training.train --protocol $(PROTOCOL) --loss $(LOSS) --seed $(SEED) $(call flag,PRESET,--preset) \
 	  $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,IMAGE_SIZE,--image-size) $(call flag,DIGITS,--digits) \
 	  $(call flag,NAME,--name) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \

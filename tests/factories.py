@@ -49,6 +49,17 @@ def image_bytes(
     return stream.getvalue()
 
 
+def fill_with_images(
+    folder: Path, count: int, color: tuple[int, int, int] = (90, 90, 90), first: int = 0
+) -> None:
+    """Noisy 40x36 images of one color, ``000.png`` and on, in a folder that is made if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + count):
+        noise = np.random.default_rng(number).integers(-25, 26, (36, 40, 3))
+        pixels = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+
+
 def tiny_card(**changes: Any) -> ModelCard:
     """Model card of a ten-digit LeNet++ with a hard head."""
     card = ModelCard(
@@ -205,6 +216,7 @@ __all__ = [
     "character_data",
     "character_split",
     "features_at",
+    "fill_with_images",
     "grey_image",
     "image_bytes",
     "scored_at",

@@ -19,7 +19,7 @@ from openset.calibration import ScoreSet, load_score_sets, save_score_sets
 from openset.preprocessing import UnreadableImage
 from training.artifact_folder import locked, recover
 from training.data import MissingClasses
-from training.runs import Run
+from training.runs import Run, require_same_classes
 from training.scoring import left_out, require_device, score_split
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ def calibrate(run: Run, *, device: str, precision: str, compiled: bool = False) 
 
     Raises:
         BrokenArtifact: the run has not been exported.
-        ValueError: no such device here, the data no longer hold the calibration samples, or the artifact was exported
-            anew while it was scored.
+        ValueError: no such device here, the data no longer hold the calibration samples or the same classes, or the artifact
+            was exported anew while it was scored.
     """
     recover(run.artifact)
     classifier = load_artifact(
@@ -43,6 +43,7 @@ def calibrate(run: Run, *, device: str, precision: str, compiled: bool = False) 
         raise BrokenArtifact(f"{run.artifact} holds no calibration scores; export the run again")
     wanted = next(iter(score_sets.values())).sample_ids
     data = run.protocol_data(("validation",))
+    require_same_classes(classifier.card.class_ids, data, what=run.artifact)
     position = {sample: index for index, sample in enumerate(data.validation.sample_ids)}
     if missing := [sample for sample in wanted if sample not in position]:
         raise ValueError(

@@ -14,7 +14,9 @@ from rich.table import Table
 
 from training.engine import TrainingDiverged
 from training.evaluate import evaluate
+from training.folders import require_unknowns
 from training.losses import LOSSES, THESIS_LOSSES
+from training.protocols import FOLDERS
 from training.report import FPR_TARGETS
 from training.runs import RUNS, make_config, write_atomically
 from training.train import train
@@ -92,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         logger.error("error: no loss %s; there are: %s", ", ".join(unknown), ", ".join(LOSSES))
         return 1
     try:
+        if arguments.protocol == FOLDERS:
+            require_unknowns(arguments.data)
         rows = compare(
             losses,
             protocol=arguments.protocol,

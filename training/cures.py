@@ -24,6 +24,8 @@ from openset.labels import GROUP_NAMES, is_known
 from training.arms import CURES, Arm
 from training.engine import TrainingDiverged
 from training.evaluate import score_test
+from training.folders import require_unknowns
+from training.protocols import FOLDERS
 from training.runs import RUNS, TrainConfig, make_config, write_atomically
 from training.scoring import Scored
 from training.train import train
@@ -202,6 +204,8 @@ def main(argv: list[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     arms = CURES[arguments.cure]
     try:
+        if arguments.protocol == FOLDERS:
+            require_unknowns(arguments.data)
         if unknown := set(arguments.arms or []) - {arm.name for arm in arms}:
             raise ValueError(
                 f"{arguments.cure} has no arm {'; '.join(sorted(unknown))}; it has: {'; '.join(a.name for a in arms)}"

@@ -135,11 +135,11 @@ def load_protocol(
 
     Args:
         name: entry of ``training.protocols.PROTOCOLS``.
-        data: root of EMNIST (toy) or of an ImageNet tree (p1-p3); not used by glyphs.
+        data: root of EMNIST (toy), of an ImageNet tree (p1-p3) or of own classes (folders); not used by glyphs.
         digits: "emnist" or "mnist", the toy protocol's knowns.
-        seed: of the split into training and validation; 4242 gives the published files of p1-p3.
+        seed: of the split into training and validation (folders: and test); 4242 gives the published files of p1-p3.
         allow_missing_classes: restrict p1-p3 to the classes that are there, and say so.
-        image_size: side of the model's input for p1-p3; default 224.
+        image_size: side of the model's input for p1-p3 and folders; default 224.
         on_unreadable: "fail" or "skip".
         download: let torchvision fetch EMNIST or MNIST into ``data``.
         size: "full" or "small", of glyphs.
@@ -153,8 +153,8 @@ def load_protocol(
         ValueError: an option out of range.
     """
     # Imported here: the readers need Split, and each protocol needs one of them only.
-    from training import characters, glyphs, imagenet
-    from training.protocols import get_protocol
+    from training import characters, folders, glyphs, imagenet
+    from training.protocols import FOLDERS, get_protocol
 
     protocol = get_protocol(name)
     if on_unreadable not in ("fail", "skip"):
@@ -165,6 +165,10 @@ def load_protocol(
         loaded = glyphs.load(protocol, size=size, seed=seed, cache_dir=cache_dir)
     elif protocol.kind == "characters":
         loaded = characters.load(protocol, data=data, digits=digits, seed=seed, download=download)
+    elif protocol.kind == FOLDERS:
+        loaded = folders.load(
+            data=data, seed=seed, image_size=image_size or 224, on_unreadable=on_unreadable
+        )
     else:
         loaded = imagenet.load(
             protocol,
@@ -174,8 +178,8 @@ def load_protocol(
             image_size=image_size or 224,
             on_unreadable=on_unreadable,
         )
-        if image_cache is not None and data is not None:
-            loaded = _decoded_once(loaded, image_cache, data, parts)
+    if protocol.kind != "characters" and image_cache is not None and data is not None:
+        loaded = _decoded_once(loaded, image_cache, data, parts)
     counts = {part: getattr(loaded, part).counts() for part in PARTS}
     empty = {
         part: getattr(loaded, part).subset(np.arange(0)) for part in PARTS if part not in parts

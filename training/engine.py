@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from openset.labels import is_known
+from openset.labels import is_known, is_negative
 from training import parallel
 from training.batches import ALONE, Share, training_loader
 from training.data import ProtocolData, Split, on_device, split_validation
@@ -28,6 +28,7 @@ from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
 from training.optimization import AveragedWeights, build_optimizer, learning_rate_factor
 from training.precision import fast_convolutions
+from training.pretrained import is_weights_file, load_backbone
 from training.runs import (
     BEST,
     CONFIG,
@@ -112,7 +113,7 @@ class Trainer:
         self.interrupt = DeferredInterrupt()
         self.label = ""  # of the log's lines, where several runs write them
         if config.initial_weights is not None and not (folder / LAST).is_file():
-            self._start_from(Run(config.initial_weights))
+            self._take_initial_weights(config.initial_weights)
         if share.count > 1 and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(memory_format=torch.channels_last)
@@ -120,6 +121,12 @@ class Trainer:
         preset = config.training
         self.averaged = AveragedWeights(self.model, preset.ema_decay) if preset.ema_decay else None
         self.uses_negatives = LOSSES[config.loss].uses_negatives
+        if self.uses_negatives and not is_negative(data.train.labels).any():
+            plain = ", ".join(name for name, spec in LOSSES.items() if not spec.uses_negatives)
+            raise ValueError(
+                f"loss {config.loss} learns from negatives, and {config.data or 'the data'} holds none; add foreign images "
+                f"(protocol folders: in negative/), or take a loss that shows none: {plain}"
+            )
         counted = len(data.train) if self.uses_negatives else int(is_known(data.train.labels).sum())
         self.steps_per_epoch = math.ceil(counted / preset.batch_size)
         self.optimizer = build_optimizer(self.model, preset)
@@ -141,6 +148,21 @@ class Trainer:
         self.training_part, self.validation = on_device(
             [data.train, data.validation.subset(parts.selection)], self.device
         )
+
+    def _take_initial_weights(self, source: str) -> None:
+        if not is_weights_file(source):
+            self._start_from(Run(source))
+            return
+        if self.config.network != "resnet50":
+            raise ValueError(
+                f"initial_weights={source} is for ResNet-50, protocol {self.config.protocol} trains {self.config.network}"
+            )
+        load_backbone(self.model["network"], Path(source))
+        if not self.config.training.normalize_images and self.is_writer:
+            logger.warning(
+                "%s: torchvision's weights were trained on images with mean and standard deviation taken out; "
+                "add OPTIONS=normalize_images=true, or take PRESET=modern, which does so", source,
+            )  # fmt: skip
 
     def _start_from(self, run: Run) -> None:
         """Take over the weights of a run on the same data, classes and shapes; nothing else of it.

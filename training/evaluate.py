@@ -92,7 +92,12 @@ def score_test(
         "device": device,
         "precision": precision,
         "rule": rule or ("strict" if run.config.as_published else "inclusive"),
-        "notes": [*data.notes, *run.unfinished(), *left_out(data.test, scored)],
+        "notes": [
+            *data.notes,
+            *run.config.pretraining_notes,
+            *run.unfinished(),
+            *left_out(data.test, scored),
+        ],
         "counts": data.counts,
     }
     write_atomically(run.folder / "evaluation.json", json.dumps(context, indent=2) + "\n")

@@ -32,7 +32,7 @@ from openset.calibration import (
 )
 from openset.decision import accept
 from openset.fitted_scores import parse_scores
-from openset.labels import NEGATIVE, is_negative
+from openset.labels import NEGATIVE, is_known, is_negative
 from openset.model_card import DEFAULT_SCORES
 from openset.preprocessing import UnreadableImage
 from openset.scores import DEFAULT_SCORE
@@ -48,9 +48,13 @@ VERIFICATION = "verification.npz"
 
 
 def choose_score(scored: Scored, fpr: float) -> tuple[str, dict[str, float | None]]:
-    """The score type with the larger CCR at the target FPR on the selection part; the default where they tie."""
-    found: dict[str, float | None] = {}
-    for name, scores in scored.scores.items():
+    """The score type with the larger CCR at the target FPR on the selection part; the default where they tie.
+
+    A selection part without knowns or without negatives, of small data, tells nothing: then all tie.
+    """
+    found: dict[str, float | None] = dict.fromkeys(scored.scores)
+    can_tell = is_known(scored.labels).any() and is_negative(scored.labels).any()
+    for name, scores in scored.scores.items() if can_tell else ():
         curve = metrics.oscr_curve(scores, scored.predictions, scored.labels, against=NEGATIVE)
         found[name] = metrics.ccr_at_fpr(curve, max_fpr=fpr)
     order = sorted(found, key=lambda name: name != DEFAULT_SCORE)
@@ -79,7 +83,7 @@ def export(
 
     Raises:
         NotCertifiable: too few validation negatives for the target.
-        ValueError: no such device here, a share or target out of range.
+        ValueError: no such device here, no negatives, a share or target out of range.
     """
     require_device(device)
     recover(run.artifact)
@@ -92,6 +96,11 @@ def export(
         data.validation.groups, verify_share=verify_share, best=which == "best"
     )
     negatives = int(is_negative(data.validation.labels[planned.calibration]).sum())
+    if not negatives:
+        raise ValueError(
+            f"there are no held-out negatives to set a threshold with; put foreign images into {run.config.data}/negative/ "
+            f"(protocol folders) and export again, a run of {run.config.loss} as it is"
+        )
     if fpr < smallest_attainable_fpr(negatives, confidence=confidence):
         raise NotCertifiable(n=negatives, fpr=fpr, confidence=confidence)
     fitted_model = scoring_classifier(

@@ -41,7 +41,9 @@ def draw_all(scored: Scored, config: TrainConfig, folder: Path) -> None:
     """Write every figure that the data allow, as PNG."""
     folder.mkdir(exist_ok=True)
     title = f"{config.protocol} · {config.loss}"
-    drawings = {"oscr": draw_oscr, "angles": draw_angles, "scores": draw_scores}
+    drawings = {"angles": draw_angles, "scores": draw_scores}
+    if not is_known(scored.labels).all():
+        drawings["oscr"] = draw_oscr
     if scored.features.shape[1] == 2:
         drawings["features"] = draw_features
     for name, draw in drawings.items():
@@ -58,9 +60,9 @@ def _masks(scored: Scored) -> dict[str, NDArray[np.bool_]]:
 
 
 def draw_oscr(scored: Scored, config: TrainConfig) -> Figure:
-    """CCR against FPR (logarithmic), one panel for each foreign group."""
+    """CCR against FPR (logarithmic), one panel for each foreign group; there must be one."""
     groups = [label for label in (NEGATIVE, UNKNOWN) if (scored.labels == label).any()]
-    figure = Figure(figsize=(4.2 * max(len(groups), 1), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(groups), 3.6), layout="constrained")
     for axes, label in zip(
         np.atleast_1d(figure.subplots(1, len(groups), sharey=True)), groups, strict=True
     ):

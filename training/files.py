@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,17 @@ from training.augmentation import augment
 
 logger = logging.getLogger(__name__)
 
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 HOW_TO_GO_ON = "repair or remove the file, or pass on_unreadable=skip to leave such files out"
+
+
+def image_names(folder: Path) -> list[str]:
+    """Names of the images that lie in a folder, by their suffix, sorted; files whose name begins with "." are none."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
 
 
 @dataclass(frozen=True)

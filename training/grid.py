@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -13,7 +14,7 @@ from typing import Any
 from openset.fitted_scores import parse_scores
 from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.losses import LOSSES, THESIS_LOSSES, build_loss
-from training.protocols import get_protocol
+from training.protocols import PUBLISHED, get_protocol
 from training.recommendations import RECOMMENDED, recommendation
 from training.runs import HOW_NOT_WHAT, PRESETS, TrainConfig, make_config
 
@@ -232,6 +233,20 @@ def _check_options(cell: Cell) -> None:
         cell.loss, num_classes=num_classes, feature_dim=2, scale=config.loss_options["scale"],
         as_published=config.as_published, **config.criterion_options,
     )  # fmt: skip
+
+
+def published_protocol(name: str) -> str:
+    """A protocol on the command line that has a grid.
+
+    Raises:
+        argparse.ArgumentTypeError: none of that name.
+    """
+    if name not in PUBLISHED:
+        raise argparse.ArgumentTypeError(
+            f"there is no published grid for {name!r}, only for {', '.join(PUBLISHED)}; own classes are judged one run at "
+            "a time (make train, make evaluate)"
+        )
+    return name
 
 
 def all_classes(protocol: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training import grid_figures, grid_tables
+from training.grid import published_protocol
 from training.grid_aims import aims
 from training.grid_results import Entry, Setting, group_rows
 from training.grid_rows import (
@@ -24,7 +25,7 @@ from training.grid_rows import (
     stored_rows,
 )
 from training.grid_summaries import summary_file
-from training.protocols import PROTOCOLS
+from training.protocols import PUBLISHED
 from training.runs import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -291,7 +292,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.grid_report", description=__doc__)
     parser.add_argument(
-        "--protocol", choices=PROTOCOLS, help="default: every protocol that has rows"
+        "--protocol", type=published_protocol, help="default: every protocol that has rows"
     )
     parser.add_argument("--runs", type=Path, default=GRID_RUNS)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -306,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    chosen = PROTOCOLS if arguments.protocol is None else (arguments.protocol,)
+    chosen = PUBLISHED if arguments.protocol is None else (arguments.protocol,)
     try:
         for file in arguments.merge:
             _merge(file, arguments.results)

@@ -10,9 +10,8 @@ from sklearn.model_selection import train_test_split
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import Preprocessing
 from training.data import ImageFiles, MissingClasses, ProtocolData, Split
+from training.files import SUFFIXES, image_names
 from training.protocols import Protocol
-
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 def load(
@@ -96,10 +95,10 @@ def _is_present(data: Path, wnid: str, group: str) -> bool:
 
 
 def _files(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    names = image_names(folder)
     if not names:
         raise FileNotFoundError(
-            f"{folder} holds no image (expected files ending in {', '.join(_SUFFIXES)})"
+            f"{folder} holds no image (expected files ending in {', '.join(SUFFIXES)})"
         )
     return [str(folder / name) for name in names]
 

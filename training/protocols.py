@@ -1,5 +1,6 @@
 """The open-set protocols: which classes are known, negative and unknown.
 
+``folders`` is no published one: its classes are those of the tree that it is given (``training.folders``).
 ``p1`` to ``p3`` are the second published version of the ImageNet protocols (Palechor, Bhoumik, Günther, WACV 2023).
 """
 
@@ -16,7 +17,9 @@ DIGITS = tuple("0123456789")
 NEGATIVE_LETTERS = tuple("ABCDEFHJKMN")
 UNKNOWN_LETTERS = tuple("PQRSTUVWXYZ")
 
-PROTOCOLS = ("glyphs", "toy", "toy_vis", "p1", "p2", "p3")
+FOLDERS = "folders"
+PUBLISHED = ("glyphs", "toy", "toy_vis", "p1", "p2", "p3")
+PROTOCOLS = (*PUBLISHED, FOLDERS)
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Protocol:
 
     Attributes:
         name: entry of ``PROTOCOLS``.
-        kind: "characters" (28x28 grey) or "imagenet" (photographs).
+        kind: "characters" (28x28 grey), "imagenet" (photographs) or "folders" (photographs; the tree says the classes,
+            and the lists here are empty).
         known: identifiers of known classes; a class's label is its rank here.
         negative: identifiers of classes shown in training without a label.
         unknown: identifiers of classes shown in the test only.
@@ -61,6 +65,8 @@ def get_protocol(name: str) -> Protocol:
     """
     if name not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {PROTOCOLS}, got {name!r}")
+    if name == FOLDERS:
+        return Protocol(name, FOLDERS, (), (), (), {})
     if name in ("glyphs", "toy", "toy_vis"):
         everything = DIGITS + NEGATIVE_LETTERS + UNKNOWN_LETTERS
         return Protocol(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from training.protocols import PROTOCOLS
+
 RECOMMENDED = "recommended"
 
 
@@ -45,7 +47,7 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
         evidence=_UNMEASURED.format(protocol),
         provisional=True,
     )
-    for protocol in ("glyphs", "toy", "toy_vis", "p1", "p2", "p3")
+    for protocol in PROTOCOLS
 }
 
 

@@ -32,7 +32,7 @@ def build_report(
     """All figures of a test part.
 
     Args:
-        scored: the test part, knowns with negatives and unknowns.
+        scored: the test part, knowns with negatives and unknowns; a foreign group that is not there has no figures.
         config: of the run.
         notes: what a reader must be told.
         counts: samples by part and group.
@@ -191,7 +191,12 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
             table.add_row(
                 score, group, *cells, _number(row["ccr_at_zero_fpr"]), _number(row["auroc"])
             )
-    console.print(table)
+    if any(report["scores"].values()):
+        console.print(table)
+    else:
+        console.print(
+            "the test part holds no foreign images: how well they are rejected is not measured"
+        )
     low, high = report["accuracy"]["interval"]
     console.print(f"closed-set accuracy {report['accuracy']['value']:.4f} [{low:.4f}, {high:.4f}]")
     if report["factory"] is not None:

@@ -25,7 +25,7 @@ from training import grid_report
 from training.data import MissingClasses
 from training.engine import TrainingDiverged
 from training.evaluate import score_test, write_report
-from training.grid import DIGITS, Cell, class_counts, plan
+from training.grid import DIGITS, Cell, class_counts, plan, published_protocol
 from training.grid_rows import (
     CELL_FILE,
     GRID_RUNS,
@@ -41,7 +41,7 @@ from training.grid_rows import (
 )
 from training.losses import LOSSES
 from training.precision import PRECISION_CHOICES
-from training.protocols import PROTOCOLS
+from training.protocols import PUBLISHED
 from training.recommendations import RECOMMENDED
 from training.report import build_report
 from training.runs import PRESETS, Run, TrainConfig, write_atomically
@@ -346,7 +346,9 @@ class _Budget:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.reproduce", description=__doc__)
-    parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
+    parser.add_argument(
+        "--protocol", required=True, type=published_protocol, help=", ".join(PUBLISHED)
+    )
     parser.add_argument("--seeds", type=int, default=3, help="how many: 1, 2, ... (default 3)")
     parser.add_argument(
         "--losses",

@@ -23,6 +23,7 @@ from openset.scores import DEFAULT_SCORE
 from training.data import ProtocolData, load_protocol
 from training.losses import build_loss, protocol_defaults
 from training.precision import resolve_precision
+from training.pretrained import is_weights_file
 from training.protocols import get_protocol
 from training.recommendations import RECOMMENDED, recommendation
 
@@ -122,7 +123,8 @@ class TrainConfig:
         device: "cpu" or "cuda".
         workers: data loading processes.
         name: folder below ``runs``.
-        initial_weights: folder of a finished run whose weights this one starts from, or None for random ones.
+        initial_weights: folder of a finished run whose weights this one starts from, or file of weights for the backbone
+            (``training.pretrained``), or None for random ones.
         scores: what the model is exported and evaluated with, or None for the default ones; training does not use it.
         cache: folder of decoded photographs, or None to decode them on the way.
         compiled: whether torch.compile makes the step.
@@ -154,6 +156,19 @@ class TrainConfig:
     def views_from_cache(self) -> bool:
         """Whether training sees other views than without the cache: boxes drawn in images that were resized before."""
         return self.cache is not None and self.training.augmentation != "thesis"
+
+    @property
+    def pretraining_notes(self) -> list[str]:
+        """What a reader of any result must be told of weights from a file, also those of a run that this one started from."""
+        if self.initial_weights is None:
+            return []
+        source = Path(self.initial_weights)
+        if not is_weights_file(source):
+            return Run(source).config.pretraining_notes if (source / CONFIG).is_file() else []
+        return [
+            f"the backbone started from the weights in {source.name}; classes that count as unknown "
+            "here may have been among those it was trained on"
+        ]
 
     def to_json(self) -> str:
         """Readable, deterministic JSON."""
@@ -390,7 +405,9 @@ class Run:
 
     def load_model(self, which: str = "last") -> tuple[nn.Module, Head]:
         """Network and head of a checkpoint, in evaluation mode on the CPU; averaged weights where the preset has them."""
-        state = self.load_checkpoint(which)
+        return self._model_of(self.load_checkpoint(which))
+
+    def _model_of(self, state: dict[str, Any]) -> tuple[nn.Module, Head]:
         network, head, criterion = self.config.build_model(state["num_classes"])
         model = nn.ModuleDict({"network": network, "head": head})
         model.load_state_dict(state["averaged"] or state["model"])
@@ -446,7 +463,7 @@ class Run:
                 "as_published": config.as_published,
                 "initial_weights": config.initial_weights,
                 "data": config.data_options,
-                "notes": [*data.notes, *self.unfinished()],
+                "notes": [*data.notes, *config.pretraining_notes, *self.unfinished()],
             },
         )
 
@@ -460,8 +477,14 @@ class Run:
         scores: Sequence[str] = DEFAULT_SCORES,
         fitted: Mapping[str, nn.Module] | None = None,
     ) -> OpenSetClassifier:
-        """The run's model as it would answer; for evaluation, not tied to an artifact."""
-        network, head = self.load_model(which)
+        """The run's model as it would answer; for evaluation, not tied to an artifact.
+
+        Raises:
+            ValueError: the data hold other classes than the run was trained on.
+        """
+        state = self.load_checkpoint(which)
+        require_same_classes(state["class_ids"], data, what=self.folder)
+        network, head = self._model_of(state)
         card = self.model_card(data, head, which=which, scores=scores)
         return OpenSetClassifier(
             network, head, card, fitted=fitted, device=device, precision=precision
@@ -470,6 +493,22 @@ class Run:
     def protocol_data(self, parts: Sequence[str] = ("train", "validation", "test")) -> ProtocolData:
         """The data of the run's protocol."""
         return self.config.load_data(parts)
+
+
+def require_same_classes(class_ids: Sequence[str], data: ProtocolData, *, what: Path) -> None:
+    """Refuse data whose known classes are not those of a model, in the same order: their labels would mean others.
+
+    Raises:
+        ValueError: they differ; names up to three on each side.
+    """
+    if list(class_ids) == data.class_ids:
+        return
+    gone = [name for name in class_ids if name not in data.class_ids]
+    new = [name for name in data.class_ids if name not in class_ids]
+    raise ValueError(
+        f"{what} was trained on other known classes than the data now hold (no longer there: "
+        f"{', '.join(gone[:3]) or 'none'}; new: {', '.join(new[:3]) or 'none'}); restore the former classes or train anew"
+    )
 
 
 def write_atomically(file: Path, content: str) -> None:

@@ -88,7 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
         help=", ".join([*sorted(LOSSES), RECOMMENDED]),
     )
     parser.add_argument(
-        "--data", type=Path, help="root of the data set (toy: EMNIST; p1-p3: ImageNet layout)"
+        "--data",
+        type=Path,
+        help="root of the data set (toy: EMNIST; p1-p3: ImageNet; folders: known/<class>/, negative/, unknown/)",
     )
     parser.add_argument("--epochs", type=int, help="default: the protocol's")
     parser.add_argument("--seed", type=int, default=42)
@@ -99,7 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--digits", choices=("emnist", "mnist"), help="source of the toy protocol's digits"
     )
     parser.add_argument(
-        "--image-size", type=int, help="side of the model's input, pixels (p1-p3; default 224)"
+        "--image-size",
+        type=int,
+        help="side of the model's input, pixels (p1-p3, folders; default 224)",
     )
     parser.add_argument(
         "--allow-missing-classes",

@@ -39,12 +39,22 @@ def parsed(*words: str) -> tuple[str, argparse.Namespace]:
          "BUDGET_MINUTES=5", "DEVICE=cpu", "PRECISION=bfloat16", "WORKERS=1", "OPTIONS=scale=adacos compile=true"],
         ["report", "PROTOCOL=toy", "MERGE=other.json"],
         ["recommend", "PROTOCOL=toy", "SEEDS=1,2,3", "DIGITS=mnist", "DATA=/data"],
+        ["train", "PROTOCOL=folders", "DATA=/data", "PRESET=modern", "EPOCHS=20", "OPTIONS=initial_weights=w.pth", "CACHE=none"],
     ],
 )  # fmt: skip
 def test_target_gives_arguments_that_its_command_takes(words: list[str]) -> None:
     module, _ = parsed(*words)
     names = {"report": "grid_report"}
     assert module == f"training.{names.get(words[0], words[0])}"
+
+
+@pytest.mark.parametrize("target", ["reproduce", "report"])
+def test_grid_of_own_classes_is_refused_in_a_sentence(
+    target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(target, "PROTOCOL=folders")
+    assert "no published grid for 'folders'" in capsys.readouterr().err
 
 
 def test_empty_preset_is_left_to_the_command() -> None:

@@ -120,7 +120,8 @@ AS_PUBLISHED: dict[str, LossSpec] = {
 }
 
 # Table 5.2: scale s (= target magnitude xi), margins and epochs; lambda is .01 everywhere. "glyphs" follows the toy
-# protocol with fewer epochs. Feature dimension 0 = as many as classes, the thesis' choice.
+# protocol with fewer epochs; "folders" follows p1, with s by the rule that made the others' (eq. 3.11) for the classes that
+# are there. Feature dimension 0 = as many as classes, the thesis' choice.
 _WIDE = {"cosine_margin": 0.35, "angular_margin": 0.5}
 _PLANE = {"cosine_margin": 0.15, "angular_margin": 0.4}
 _PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -129,6 +130,7 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
     "p3": {"scale": 18.0, "epochs": 120, "feature_dim": 0, **_WIDE},
     "toy": {"scale": 13.0, "epochs": 15, "feature_dim": 10, **_WIDE},
     "toy_vis": {"scale": 13.0, "epochs": 15, "feature_dim": 2, **_PLANE},
+    "folders": {"scale": "thesis", "epochs": 120, "feature_dim": 0, **_WIDE},
     "glyphs": {"scale": 13.0, "epochs": 3, "feature_dim": 10, **_WIDE},
 }
 
@@ -137,8 +139,8 @@ def protocol_defaults(protocol: str, loss: str) -> dict[str, Any]:
     """Hyperparameters of a loss on a protocol (thesis table 5.2).
 
     Returns:
-        ``scale``, ``feature_dim`` (0: as many as classes), ``epochs`` and, where the loss has one, its margin and
-        ``magnitude_weight``.
+        ``scale`` (a number, or the rule that makes one), ``feature_dim`` (0: as many as classes), ``epochs`` and, where
+        the loss has one, its margin and ``magnitude_weight``.
     """
     if protocol not in _PROTOCOLS:
         raise ValueError(f"protocol must be one of {sorted(_PROTOCOLS)}, got {protocol!r}")

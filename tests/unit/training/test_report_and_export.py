@@ -110,6 +110,16 @@ def test_score_with_the_better_selection_ccr_is_chosen() -> None:
     assert choose_score(swapped, 0.1)[0] == "logit"
 
 
+@pytest.mark.parametrize("left", ["knowns", "negatives", "nothing"])
+def test_score_is_the_default_where_nothing_can_tell(left: str) -> None:
+    scored = synthetic()
+    kept = {"knowns": scored.labels >= 0, "negatives": scored.labels == NEGATIVE}
+    some = scored.subset(np.flatnonzero(kept.get(left, np.zeros(len(scored), dtype=bool))))
+    name, found = choose_score(some, 0.1)
+    assert name == "softmax"
+    assert set(found.values()) == {None}
+
+
 @pytest.mark.parametrize("best", [False, True])
 def test_validation_parts_are_disjoint_and_stratified(best: bool) -> None:
     groups = np.repeat(["a", "b", "c"], [100, 200, 300])
