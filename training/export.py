@@ -94,6 +94,8 @@ def export(
     negatives = int(is_negative(data.validation.labels[planned.calibration]).sum())
     if fpr < smallest_attainable_fpr(negatives, confidence=confidence):
         raise NotCertifiable(n=negatives, fpr=fpr, confidence=confidence)
+    # Before the model is read: should training go on meanwhile, the artifact counts as older, never as newer.
+    checkpoint_sha256 = run.checkpoint_digest(which)
     fitted_model = scoring_classifier(
         run, data, names, which=which, device=device, precision=precision, show_progress=show_progress
     )  # fmt: skip
@@ -122,7 +124,9 @@ def export(
     facts = {
         **card.training,
         "notes": [*card.training["notes"], *left_out(data.validation, scored)],
+        "run": run.folder.resolve().name,
         "checkpoint": which,
+        "checkpoint_sha256": checkpoint_sha256,
         "score_selection": {"fpr": fpr, "ccr": found, "samples": len(parts.selection)},
         "calibration_samples": len(parts.calibration),
     }

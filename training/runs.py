@@ -380,13 +380,23 @@ class Run:
         """Where the exported artifact lies."""
         return self.folder / "artifact"
 
-    def load_checkpoint(self, which: str = "last") -> dict[str, Any]:
-        """The stored state, on the CPU."""
+    def _checkpoint(self, which: str) -> Path:
         file = self.folder / {"last": LAST, "best": BEST}[which]
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist; train the run first")
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return file
+
+    def load_checkpoint(self, which: str = "last") -> dict[str, Any]:
+        """The stored state, on the CPU."""
+        state: dict[str, Any] = torch.load(
+            self._checkpoint(which), map_location="cpu", weights_only=True
+        )
         return state
+
+    def checkpoint_digest(self, which: str = "last") -> str:
+        """SHA-256 of a checkpoint's file: an export names what it took."""
+        with self._checkpoint(which).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def load_model(self, which: str = "last") -> tuple[nn.Module, Head]:
         """Network and head of a checkpoint, in evaluation mode on the CPU; averaged weights where the preset has them."""

@@ -16,6 +16,7 @@ import torch
 from openset.artifact import CALIBRATION, load_artifact, read_card
 from openset.calibration import NotCertifiable, load_score_sets
 from openset.labels import NEGATIVE, UNKNOWN
+from serving.freshness import why_artifact_is_stale
 from tests.factories import character_data
 from training import calibrate as calibrate_module
 from training import evaluate as evaluate_module
@@ -140,6 +141,20 @@ def test_scores_of_a_retrained_model_do_not_survive_although_the_samples_are_the
     assert list(score_sets(run)) == [key]
     np.testing.assert_array_equal(score_sets(run)[key].sample_ids, before)
     assert any(other in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize(("which", "other"), [("last", "best"), ("best", "last")])
+def test_training_on_after_the_export_is_found_out_from_the_card(
+    run: Run, which: str, other: str
+) -> None:
+    quiet_export(run, which=which)
+    shutil.copy(run.folder / f"{other}.pt", run.folder / "kept.pt")
+    (run.folder / f"{other}.pt").write_bytes(b"the checkpoint that was not exported is no matter")
+    assert why_artifact_is_stale(run.artifact, "small") is None
+    shutil.copy(run.folder / "kept.pt", run.folder / f"{which}.pt")
+    told = why_artifact_is_stale(run.artifact, "small")
+    assert told is not None
+    assert f"make export RUN={run.folder} && make archive RUN={run.folder}" in told
 
 
 def test_epochs_compete_on_images_that_neither_calibrate_nor_verify(run: Run) -> None:
