@@ -31,6 +31,7 @@ from training.score_fitting import (
     scoring_classifier,
 )
 from training.scoring import Scored, left_out, require_device, score_split
+from training.worth import doubt_of_report
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +202,9 @@ def main(argv: list[str] | None = None) -> int:
         logger.error("error: %s", error)
         return 1
     print_report(report)
+    worthless = doubt_of_report(run.folder, report)
+    if worthless is not None:
+        logger.warning("warning: %s", worthless)
     logger.info("written: %s, %s", run.folder / REPORT, run.folder / "figures")
     return 0
 

@@ -41,6 +41,7 @@ from training.data import MissingClasses, split_validation
 from training.runs import Run
 from training.score_fitting import need_fitting, scoring_classifier
 from training.scoring import Scored, left_out, require_device, score_split
+from training.worth import doubt
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,11 @@ def export(
     verification = scored.subset(parts.verification)
     verification.save(run.folder / VERIFICATION)
     _tell(point, verification)
+    auroc = metrics.auroc(calibration.of_type(score_type), calibration.labels, against=NEGATIVE)
+    shown_by = f"make evaluate RUN={run.folder}"
+    worthless = doubt(run.folder, auroc=auroc, ccr=point.expected_ccr, shown_by=shown_by)
+    if worthless is not None:
+        logger.warning("warning: %s", worthless)
     return point
 
 

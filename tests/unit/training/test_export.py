@@ -27,6 +27,7 @@ from training.engine import Trainer, prepare_folder
 from training.evaluate import evaluate
 from training.export import export
 from training.runs import Run, make_config
+from training.worth import doubt
 
 DATA = character_data(
     train=(0, 1, NEGATIVE), validation=(*range(10), *[NEGATIVE] * 10), test=(*range(10), NEGATIVE, UNKNOWN),
@@ -305,3 +306,44 @@ def test_unreadable_calibration_images_are_named(
         calibrate(run, device="cpu", precision="bfloat16")
     assert "2 of " in caplog.text
     assert "unreadable" in caplog.text
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.message for one in caplog.records if one.message.startswith("warning: ")]
+
+
+def test_untrained_model_is_called_near_worthless_with_its_figures_and_where_to_look(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["--run", str(run.folder)]
+    with caplog.at_level(logging.INFO):
+        assert export_module.main([*arguments, "--fpr", "0.1"]) == 0
+    [told] = warnings(caplog)
+    expected = read_card(run.artifact).factory["expected_ccr"]  # type: ignore[index]
+    assert f"CCR {expected:.4f}" in told
+    assert "AUROC 0." in told
+    assert str(run.folder / "history.json") in told
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert evaluate_module.main(arguments) == 0
+    [told] = warnings(caplog)
+    assert "AUROC 0." in told
+    assert str(run.folder / "figures") in told
+
+
+@pytest.mark.parametrize(
+    ("auroc", "ccr", "said"),
+    [
+        (0.59, 0.5, ["AUROC 0.590"]), (0.9, 0.049, ["CCR 0.0490"]), (0.5, 0.0, ["AUROC 0.500", "CCR 0.0000"]),
+        (0.6, 0.05, []), (None, None, []), (0.99, None, []),
+    ],
+)  # fmt: skip
+def test_doubt_names_what_is_below_its_limit_and_nothing_else(
+    auroc: float | None, ccr: float | None, said: list[str]
+) -> None:
+    told = doubt(Path("runs/x"), auroc=auroc, ccr=ccr, shown_by="runs/x/figures")
+    assert (told is None) == (not said)
+    assert [name for name in ("AUROC", "CCR") if name in (told or "")] == [
+        text.split()[0] for text in said
+    ]
+    assert all(text in (told or "") for text in said)
