@@ -18,14 +18,15 @@ from openset.calibration import NotCertifiable, load_score_sets
 from openset.labels import NEGATIVE, UNKNOWN
 from serving.freshness import why_artifact_is_stale
 from tests.factories import character_data
+from training import artifact_export, path_calibration
 from training import calibrate as calibrate_module
 from training import evaluate as evaluate_module
 from training import export as export_module
-from training.calibrate import calibrate
+from training.artifact_export import export
 from training.data import split_validation
 from training.engine import Trainer, prepare_folder
-from training.evaluate import evaluate
-from training.export import export
+from training.evaluation import evaluate
+from training.path_calibration import calibrate
 from training.runs import Run, make_config
 from training.worth import doubt
 
@@ -68,7 +69,7 @@ def test_refused_export_costs_no_scoring_and_leaves_the_artifact_as_it_was(
 ) -> None:
     quiet_export(run)
     before = contents(run.artifact)
-    monkeypatch.setattr(export_module, "score_split", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(artifact_export, "score_split", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(NotCertifiable) as refused:
         quiet_export(run, fpr=1e-4)
     # 200 negatives in one group: a fifth selects, a fifth of the rest verifies.
@@ -85,7 +86,7 @@ def test_export_that_breaks_half_way_leaves_the_artifact_as_it_was(
     def broken(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export_module, "score_split", broken)
+    monkeypatch.setattr(artifact_export, "score_split", broken)
     with pytest.raises(KeyboardInterrupt):
         quiet_export(run, which="best")
     assert contents(run.artifact) == before
@@ -161,7 +162,7 @@ def test_training_on_after_the_export_is_found_out_from_the_card(
 def test_epochs_compete_on_images_that_neither_calibrate_nor_verify(run: Run) -> None:
     competed = set(Trainer(run.config, DATA, run.folder, show_progress=False).validation.sample_ids)
     quiet_export(run, which="best", verify_share=0.25)
-    kept = set(np.load(run.folder / export_module.VERIFICATION)["sample_ids"])
+    kept = set(np.load(run.folder / artifact_export.VERIFICATION)["sample_ids"])
     calibrating = set(next(iter(score_sets(run).values())).sample_ids)
     assert len(competed) == len(DATA.validation) / 2
     assert not competed & (kept | calibrating)
@@ -180,7 +181,7 @@ def test_parts_stay_the_same_when_images_turn_out_unreadable() -> None:
 
 def test_verification_slice_holds_ids_that_did_not_calibrate(run: Run) -> None:
     quiet_export(run, verify_share=0.25)
-    kept = set(np.load(run.folder / export_module.VERIFICATION)["sample_ids"])
+    kept = set(np.load(run.folder / artifact_export.VERIFICATION)["sample_ids"])
     calibrating = set(next(iter(score_sets(run).values())).sample_ids)
     assert len(kept) == (400 - 80) / 4
     assert not kept & calibrating
@@ -259,14 +260,14 @@ def test_calibrate_after_a_killed_export_finds_the_artifact(run: Run) -> None:
 
 def scored_meanwhile(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object]) -> None:
     """While ``calibrate`` scores, something else happens to the artifact."""
-    score = calibrate_module.score_split
+    score = path_calibration.score_split
 
     def scoring(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(calibrate_module, "score_split", score)
+        monkeypatch.setattr(path_calibration, "score_split", score)
         event()
         return score(*arguments, **options)
 
-    monkeypatch.setattr(calibrate_module, "score_split", scoring)
+    monkeypatch.setattr(path_calibration, "score_split", scoring)
 
 
 def test_two_calibrations_at_a_time_both_stay(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,9 +297,9 @@ def test_unreadable_calibration_images_are_named(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     quiet_export(run)
-    score = calibrate_module.score_split
+    score = path_calibration.score_split
     monkeypatch.setattr(
-        calibrate_module,
+        path_calibration,
         "score_split",
         lambda *arguments, **options: (whole := score(*arguments, **options)).subset(np.arange(len(whole) - 2)),
     )  # fmt: skip
