@@ -23,8 +23,9 @@ need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
 
 .PHONY: help install lock demo train evaluate export calibrate archive serve bench compare-losses cures recommend reproduce report up up-gpu down test lint types chaos clean
 
-help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help: ## list the targets, each with the variables that it takes; those in brackets may be left out
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{n = split($$2, part, " [|] "); printf "  \033[1m%-15s\033[0m %s\n", $$1, part[1]; \
+	  if (n > 1) printf "  %-15s   %s\n", "", part[2]}' $(MAKEFILE_LIST)
 
 # -- set-up ---------------------------------------------------------------------------------------------------------
 
@@ -45,68 +46,68 @@ lock: ## renew requirements.lock from pyproject.toml
 
 # -- try it -----------------------------------------------------------------------------------------------------------
 
-demo: install ## train glyphs, serve it, show a known and an unknown image (KEEP=1 leaves it running)
+demo: install ## train glyphs, serve it, show a known and an unknown image (KEEP=1 leaves it running) | [PORT=8000 KEEP=1]
 	@$(PY) -m serving.demo --port $(PORT) $(if $(KEEP),--keep)
 
 # -- from data to model -----------------------------------------------------------------------------------------------
 
-train: install ## PROTOCOL= (folders: own classes in DATA=) LOSS= [DATA= EPOCHS= SEED= PRESET= OPTIONS="k=v ..." IMAGE_SIZE= DIGITS= NAME= DEVICE= CACHE=folder|none GPUS=n]
+train: install ## train a model: runs/<name>/; OPTIONS there are: python -m training.train --list-options | PROTOCOL= (folders: own classes in DATA=) LOSS= [DATA= EPOCHS= SEED= PRESET= OPTIONS="k=v ..." IMAGE_SIZE= DIGITS= NAME= DEVICE= PRECISION= WORKERS= CACHE=folder|none GPUS=n]
 	@$(PY) $(if $(GPUS),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m training.train --protocol $(PROTOCOL) --loss $(LOSS) --seed $(SEED) $(call flag,PRESET,--preset) \
 	  $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,IMAGE_SIZE,--image-size) $(call flag,DIGITS,--digits) \
 	  $(call flag,NAME,--name) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \
 	  $(call flag,CACHE,--cache) $(foreach option,$(OPTIONS),--option $(option))
 
-evaluate: install ## RUN=runs/<name>: report.json, table, figures
+evaluate: install ## report.json, table, figures | RUN=runs/<name> [SCORES= DEVICE= PRECISION=]
 	$(call need,RUN,runs/glyphs-cos_eos)
 	@$(PY) -m training.evaluate --run $(RUN) $(call flag,SCORES,--scores) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
 
-export: install ## RUN=: artifact with weights, model card, calibration scores and a factory threshold
+export: install ## artifact with weights, model card, calibration scores and a factory threshold | RUN= [FPR= CONFIDENCE= NAME= SCORES= DEVICE= PRECISION=]
 	$(call need,RUN,runs/glyphs-cos_eos)
 	@$(PY) -m training.export --run $(RUN) $(call flag,FPR,--fpr) $(call flag,CONFIDENCE,--confidence) $(call flag,NAME,--name) $(call flag,SCORES,--scores) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
 
-calibrate: install ## RUN= [DEVICE= PRECISION= COMPILED=1]: scores of one more serving path
+calibrate: install ## scores of one more serving path | RUN= [DEVICE= PRECISION= COMPILED=1]
 	$(call need,RUN,runs/glyphs-cos_eos)
 	@$(PY) -m training.calibrate --run $(RUN) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(if $(COMPILED),--compiled)
 
-archive: install ## RUN= [NAME=]: model_store/<name>.mar
+archive: install ## model_store/<name>.mar | RUN= [NAME=]
 	$(call need,RUN,runs/glyphs-cos_eos)
 	@$(PY) -m serving.archive --artifact $(RUN)/artifact --name $(or $(NAME),$(notdir $(patsubst %/,%,$(RUN))))
 
-compare-losses: install ## all twenty losses, one epoch each on glyphs, one table of CCR@FPR
+compare-losses: install ## all twenty losses, one epoch each on glyphs, one table of CCR@FPR | [PROTOCOL= EPOCHS= LOSSES=a,b SIZE=]
 	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) $(call flag,SIZE,--size)
 
-cures: install ## CURE=arc_os|scale|feature_dim|background|preset|margin|magnitude_weight: variants side by side
+cures: install ## variants side by side | CURE=arc_os|scale|feature_dim|background|preset|margin|magnitude_weight [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= SEEDS= DEVICE=]
 	$(call need,CURE,scale)
 	@$(PY) -m training.cures --cure $(CURE) --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
 
-recommend: install ## PROTOCOL= [DATA= EPOCHS= SEEDS=]: choose the recommended loss, preset and score without the test
+recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS= DIGITS= SIZE= DEVICE=]
 	@$(PY) -m training.recommend --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
 
-reproduce: install ## PROTOCOL= [SEEDS=3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= BUDGET_MINUTES= STACK=]: the thesis' grid into docs/results
+reproduce: install ## the thesis' grid into docs/results | PROTOCOL= [SEEDS=3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= IMAGE_SIZE= BUDGET_MINUTES= STACK= DEVICE= PRECISION= WORKERS=]
 	@$(PY) -m training.reproduce --protocol $(or $(chosen-protocol),toy) $(call flag,PRESET,--preset) $(call flag,SEEDS,--seeds) $(call flag,LOSSES,--losses) \
 	  $(call flag,DIGITS,--digits) $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,IMAGE_SIZE,--image-size) \
 	  $(call flag,BUDGET_MINUTES,--budget-minutes) $(call flag,STACK,--stack) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \
 	  $(foreach option,$(OPTIONS),--option $(option))
 
-report: install ## [PROTOCOL= MERGE=other.json]: tables and figures of the grid again, from its rows and stored scores
+report: install ## tables and figures of the grid again, from its rows and stored scores | [PROTOCOL= MERGE=other.json]
 	@$(PY) -m training.grid_report $(if $(chosen-protocol),--protocol $(chosen-protocol)) $(call flag,MERGE,--merge)
 
 # -- serve ------------------------------------------------------------------------------------------------------------
 
-serve: install ## MODEL=<name> [PORT=8000 DEVICE= PRECISION= COMPILED=1 WORKERS= BATCH_SIZE= GATEWAY_PROCESSES=]: TorchServe and gateway on this machine
+serve: install ## TorchServe and gateway on this machine | MODEL=<name> [PORT=8000 DEVICE= PRECISION= COMPILED=1 WORKERS= BATCH_SIZE= GATEWAY_PROCESSES=]
 	$(call need,MODEL,demo)
 	@$(PY) -m serving.stack --model $(MODEL) --port $(PORT) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(if $(COMPILED),--compiled) \
 	  $(call flag,WORKERS,--workers) $(call flag,BATCH_SIZE,--batch-size) $(call flag,GATEWAY_PROCESSES,--gateway-processes)
 
-bench: install ## serving speed against its baselines [IMAGES=<photographs> DEVICE= PRECISION="float32 bfloat16" COMPILED=1 JSON= FIGURE= URL= ARGS=]
+bench: install ## serving speed against its baselines | [IMAGES=<photographs> DEVICE= PRECISION="float32 bfloat16" COMPILED=1 JSON= FIGURE= URL= ARGS=]
 	@$(PY) benchmarks/serve.py $(call flag,IMAGES,--images) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) \
 	  $(if $(COMPILED),--compiled) $(call flag,JSON,--json) $(call flag,FIGURE,--figure) $(call flag,URL,--url) $(ARGS)
 
-up: ## MODEL=<name>: the same in containers, CPU
+up: ## the same in containers, CPU | MODEL=<name> [PORT=8000]
 	$(call need,MODEL,demo)
 	@MODEL=$(MODEL) PORT=$(PORT) $(COMPOSE) -f docker/compose.yaml up --build --detach --wait
 
-up-gpu: ## MODEL=<name>: the same in containers, NVIDIA GPU
+up-gpu: ## the same in containers, NVIDIA GPU | MODEL=<name> [PORT=8000]
 	$(call need,MODEL,demo)
 	@MODEL=$(MODEL) PORT=$(PORT) $(COMPOSE) -f docker/compose.yaml -f docker/compose.gpu.yaml up --build --detach --wait
 
@@ -115,13 +116,13 @@ down: ## stop the containers
 
 # -- check ------------------------------------------------------------------------------------------------------------
 
-test: install lint types ## lint, types and all tests, real TorchServe and gateway included
+test: install lint types ## lint, types and all tests, real TorchServe and gateway included | [ARGS=]
 	@$(PY) -m pytest $(ARGS)
 
 lint: install ## ruff: rules and format
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
-chaos: install ## kill -9 of fifty training processes at random moments; every run must end the same [ARGS=]
+chaos: install ## kill -9 of fifty training processes at random moments; every run must end the same | [ARGS=]
 	@$(PY) -m benchmarks.train_chaos $(ARGS)
 
 types: install ## mypy, strict on openset and api

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import problems
+from api import declared, problems
 from api.archive import read_archive
 from api.backend import Backend
 from api.metrics import Metrics
@@ -56,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for module in (predict, calibrate, status):
         app.include_router(module.router)
+    declared.install(app)
     return app
 
 

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 PREFIX = "/problems/"
+MEDIA_TYPE = "application/problem+json"
 
 # slug -> (status, title). The slug is the contract; the text may improve.
 PROBLEMS: dict[str, tuple[int, str]] = {
@@ -78,7 +79,7 @@ def problem_response(problem: Problem, request_id: str) -> Response:
     return Response(
         orjson.dumps(problem.document(request_id)),
         status_code=problem.status,
-        media_type="application/problem+json",
+        media_type=MEDIA_TYPE,
         headers=headers,
     )
 

@@ -28,10 +28,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from openset import metrics
+from openset.decision import DEFAULT_CONFIDENCE as DEFAULT_CONFIDENCE
+from openset.decision import DEFAULT_FPR as DEFAULT_FPR
 from openset.labels import NEGATIVE, is_known, is_negative
 
-DEFAULT_FPR = 1e-2
-DEFAULT_CONFIDENCE = 0.95
 # Targets and confidences come no nearer to 0 and 1: nobody has the negatives for it, and float64 rounds there.
 NEAREST_TO_BOUNDARY = 1e-9
 

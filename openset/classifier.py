@@ -18,8 +18,11 @@ from openset.preprocessing import Preprocessing
 
 PRECISIONS = ("float32", "bfloat16")
 
-# Scores of one path agree between batch sizes up to this much (log-odds or logits); see tests/unit/openset.
-SCORE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5}
+# Scores of one path agree between batch sizes up to this much (log-odds or logits); see tests/unit/openset. A LeNet++ trained
+# on glyphs differed by at most 2e-6 in bfloat16 between batches of 1 and of 2 to 512 images (a CPU with AVX512-BF16; other
+# devices, which may sum in another order for another batch size, were not measured). That order can move a score about as far
+# as the rounding itself, which moved the same scores by at most 0.066 away from float32's: hence the limit.
+SCORE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
 class Prediction(NamedTuple):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from serving.archive import MODEL_STORE
 from serving.configuration import ServingSettings, device_defaults
+from serving.freshness import why_archive_is_stale
 from serving.supervisor import Supervisor
 from serving.torchserve import TorchServeFailed
 
@@ -84,6 +85,13 @@ def settings_from(arguments: argparse.Namespace, run_dir: Path) -> ServingSettin
     )
 
 
+def tell_if_stale(settings: ServingSettings) -> None:
+    """Warn where the run holds something newer than the archive; it is served all the same."""
+    stale = why_archive_is_stale(settings.archive)
+    if stale is not None:
+        logger.warning("warning: %s", stale)
+
+
 def stop_event() -> asyncio.Event:
     """An event that SIGTERM and SIGINT set."""
     event = asyncio.Event()
@@ -137,6 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         except (FileNotFoundError, ValueError) as error:
             logger.error("error: %s", error)
             return 1
+        tell_if_stale(settings)
         return asyncio.run(serve(settings))
 
 

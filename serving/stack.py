@@ -20,7 +20,13 @@ from pathlib import Path
 import aiohttp
 
 from serving.configuration import ServingSettings, device_defaults
-from serving.serve import add_serving_arguments, run_folder, settings_from, stop_event
+from serving.serve import (
+    add_serving_arguments,
+    run_folder,
+    settings_from,
+    stop_event,
+    tell_if_stale,
+)
 from serving.supervisor import Supervisor
 from serving.torchserve import TorchServeFailed, die_with_parent
 
@@ -184,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         except (FileNotFoundError, ValueError) as error:
             logger.error("error: %s", error)
             return 1
+        tell_if_stale(settings)
         database = Path(arguments.model_store) / f"{arguments.model}.calibrations.db"
         gateway = Gateway(
             settings,

@@ -14,7 +14,7 @@ class Arm:
         name: for tables.
         loss: entry of ``training.losses.LOSSES``.
         options: of the loss, network or preset.
-        preset: entry of ``training.runs.PRESETS``.
+        preset: entry of ``training.presets.PRESETS``.
     """
 
     name: str

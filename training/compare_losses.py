@@ -12,13 +12,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from training.choices import RUNS
 from training.engine import TrainingDiverged
-from training.evaluate import evaluate
+from training.evaluation import evaluate
 from training.folders import require_unknowns
 from training.losses import LOSSES, THESIS_LOSSES
 from training.protocols import FOLDERS
 from training.report import FPR_TARGETS
-from training.runs import RUNS, make_config, write_atomically
+from training.runs import make_config, write_atomically
 from training.train import train
 
 logger = logging.getLogger(__name__)

@@ -22,11 +22,12 @@ from openset import metrics
 from openset.fitted_scores import ALL_SCORES
 from openset.labels import GROUP_NAMES, is_known
 from training.arms import CURES, Arm
+from training.choices import RUNS
 from training.engine import TrainingDiverged
-from training.evaluate import score_test
+from training.evaluation import score_test
 from training.folders import require_unknowns
 from training.protocols import FOLDERS
-from training.runs import RUNS, TrainConfig, make_config, write_atomically
+from training.runs import TrainConfig, make_config, write_atomically
 from training.scoring import Scored
 from training.train import train
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -13,10 +12,12 @@ from typing import Any
 
 from openset.fitted_scores import parse_scores
 from openset.labels import NEGATIVE, UNKNOWN, is_known
+from training.choices import DIGITS
 from training.losses import LOSSES, THESIS_LOSSES, build_loss
-from training.protocols import PUBLISHED, get_protocol
+from training.presets import PRESETS
+from training.protocols import get_protocol
 from training.recommendations import RECOMMENDED, recommendation
-from training.runs import HOW_NOT_WHAT, PRESETS, TrainConfig, make_config
+from training.runs import HOW_NOT_WHAT, TrainConfig, make_config
 
 # What is worth knowing first, should time run out; losses that are not named follow in the table's order.
 RANKING = (
@@ -25,7 +26,6 @@ RANKING = (
 )  # fmt: skip
 # The thesis draws these in two dimensions (its figures 3.2 to 4.2).
 _VISUAL_RANKING = ("softmax", "sfn_cosface", "eos", "os", "sfn_arcface", "arc_os", "cos_os")
-DIGITS = ("mnist", "emnist")
 # Options that change how a model is made or judged, not which model it is; the precision has a column of its own.
 _HOW = ("compile", "checkpoint_seconds", "scores", "download")
 
@@ -233,20 +233,6 @@ def _check_options(cell: Cell) -> None:
         cell.loss, num_classes=num_classes, feature_dim=2, scale=config.loss_options["scale"],
         as_published=config.as_published, **config.criterion_options,
     )  # fmt: skip
-
-
-def published_protocol(name: str) -> str:
-    """A protocol on the command line that has a grid.
-
-    Raises:
-        argparse.ArgumentTypeError: none of that name.
-    """
-    if name not in PUBLISHED:
-        raise argparse.ArgumentTypeError(
-            f"there is no published grid for {name!r}, only for {', '.join(PUBLISHED)}; own classes are judged one run at "
-            "a time (make train, make evaluate)"
-        )
-    return name
 
 
 def all_classes(protocol: str) -> str:

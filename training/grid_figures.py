@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from training import figures
 from training.contact_sheet import SHEET
-from training.evaluate import SCORES_FILE
+from training.evaluation import SCORES_FILE
 from training.grid_results import Entry, Setting, option_text
 from training.grid_summaries import FPR_GRID, GROUP_LABELS
 from training.runs import Run

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluate import SCORES_FILE
+from training.evaluation import SCORES_FILE
 from training.grid import all_classes, default_epochs, differing_options
 from training.grid_rows import CELL_FILE, Row, cell_key
 from training.grid_statistics import (

@@ -11,16 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training.evaluate import REPORT
+from training.choices import RESULTS
+from training.evaluation import REPORT
 from training.grid import Cell, ranked_losses
-from training.runs import RUNS, write_atomically
+from training.runs import write_atomically
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-RESULTS = Path("docs/results")
-GRID_RUNS = RUNS / "reproduce"
 CELL_FILE = "cell.json"
 SCHEMA = 1
 

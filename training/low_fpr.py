@@ -24,7 +24,7 @@ from openset import metrics
 from openset.decision import accept
 from openset.labels import GROUP_NAMES, NEGATIVE, UNKNOWN, is_known
 from training.cures import print_wide
-from training.evaluate import SCORES_FILE
+from training.evaluation import SCORES_FILE
 from training.grid_statistics import seed_interval
 from training.report import own_or_nearest_angle
 from training.runs import write_atomically

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-logger = logging.getLogger(__name__)
+from training.choices import PRECISIONS
 
-PRECISION_CHOICES = ("auto", "float32", "bfloat16")
+logger = logging.getLogger(__name__)
 
 # As the kernel names them: x86 (AVX512-BF16, AMX) and ARM. Without one of them torch emulates every bfloat16 product,
 # many times slower than float32 (docs/results).
@@ -42,8 +42,8 @@ def resolve_precision(precision: str, device: str) -> str:
     Raises:
         ValueError: no such precision.
     """
-    if precision not in PRECISION_CHOICES:
-        raise ValueError(f"precision must be one of {PRECISION_CHOICES}, got {precision!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     native = has_native_bfloat16(device)
     if precision == "auto":
         return "bfloat16" if native else "float32"

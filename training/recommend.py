@@ -24,6 +24,7 @@ from rich.table import Table
 from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.arms import CANDIDATES, Arm
+from training.choices import RUNS
 from training.cures import (
     data_options,
     open_set_figures,
@@ -43,7 +44,7 @@ from training.grid_statistics import (
     seed_interval,
     widened,
 )
-from training.runs import RUNS, TrainConfig, make_config, write_atomically
+from training.runs import TrainConfig, make_config, write_atomically
 from training.score_fitting import scoring_classifier
 from training.scoring import Scored, score_split
 from training.train import train

@@ -20,7 +20,7 @@ class Recommendation:
 
     Attributes:
         loss: entry of ``training.losses.LOSSES``.
-        preset: entry of ``training.runs.PRESETS``.
+        preset: entry of ``training.presets.PRESETS``.
         scores: what the model is exported with; the export chooses among them on its selection part.
         evidence: file of the rows it was chosen from, or why there is none yet.
         provisional: whether the evidence is thin.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,14 +19,16 @@ from openset.heads import Head
 from openset.model_card import DEFAULT_SCORES, ModelCard
 from openset.networks import build_network
 from openset.scores import DEFAULT_SCORE
+from training.choices import IMAGE_CACHE
 from training.data import ProtocolData, load_protocol
 from training.losses import build_loss, protocol_defaults
+from training.options import refuse_unknown
 from training.precision import resolve_precision
+from training.presets import PRESETS, Preset
 from training.pretrained import is_weights_file
 from training.protocols import get_protocol
 from training.recommendations import RECOMMENDED, recommendation
 
-RUNS = Path("runs")
 CONFIG = "config.json"
 LAST = "last.pt"
 BEST = "best.pt"
@@ -40,7 +41,6 @@ _NETWORK_OPTIONS = ("activation", "feature_bias")
 # Where a run lies and how fast it goes do not change what is trained: they may change when a run is resumed, and stay out
 # of the name's digest.
 HOW_NOT_WHAT = ("data", "device", "workers", "cache", "compiled", "checkpoint_seconds")
-IMAGE_CACHE = Path(".cache") / "images"
 _NOT_IDENTITY = (
     "name",
     *HOW_NOT_WHAT,
@@ -51,56 +51,6 @@ _NOT_IDENTITY = (
     "epochs",
     "scores",
 )
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How a model is trained; science reference section 4 (thesis) and section 8.5 (modern).
-
-    ``precision`` of the backbone may be "auto"; a run's configuration holds what that became on its device.
-    """
-
-    learning_rate: float
-    batch_size: int
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup_epochs: float = 0.0
-    ema_decay: float | None = None
-    augmentation: str = "thesis"
-    normalize_images: bool = False
-    precision: str = "float32"
-    max_gradient_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        optional = ("ema_decay", "max_gradient_norm")
-        for name in ("learning_rate", "momentum", "weight_decay", "warmup_epochs", *optional):
-            value = getattr(self, name)
-            if name in optional and value is None:
-                continue
-            if type(value) not in (int, float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number, at least 0, got {value!r}")
-        if type(self.batch_size) is not int or self.batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number above 0, got {self.batch_size!r}")
-
-
-PRESETS = {
-    "thesis": Preset(learning_rate=1e-3, batch_size=32),
-    "modern": Preset(
-        learning_rate=0.0625,  # 0.5 per batch of 1,024
-        batch_size=128,
-        nesterov=True,
-        weight_decay=5e-5,
-        schedule="cosine",
-        warmup_epochs=1.0,
-        ema_decay=0.999,
-        augmentation="modern",
-        normalize_images=True,
-        precision="auto",
-        max_gradient_norm=5.0,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -291,7 +241,7 @@ def make_config(
         cache: folder of decoded photographs; None decodes them on the way; "auto" caches where a GPU trains.
 
     Raises:
-        ValueError: unknown preset or protocol; unknown loss options are refused by ``build_loss``.
+        ValueError: unknown preset, protocol, loss or option.
     """
     free = dict(options or {})
     if loss == RECOMMENDED:
@@ -336,6 +286,7 @@ def make_config(
     defaults = dict(protocol_defaults(protocol, loss))
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
+    refuse_unknown(free, protocol, loss, preset, scale=free.get("scale", defaults["scale"]))
     default_epochs = int(defaults.pop("epochs"))
     resolved = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if resolved.startswith("cuda") and not torch.cuda.is_available():
@@ -395,13 +346,23 @@ class Run:
         """Where the exported artifact lies."""
         return self.folder / "artifact"
 
-    def load_checkpoint(self, which: str = "last") -> dict[str, Any]:
-        """The stored state, on the CPU."""
+    def _checkpoint(self, which: str) -> Path:
         file = self.folder / {"last": LAST, "best": BEST}[which]
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist; train the run first")
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return file
+
+    def load_checkpoint(self, which: str = "last") -> dict[str, Any]:
+        """The stored state, on the CPU."""
+        state: dict[str, Any] = torch.load(
+            self._checkpoint(which), map_location="cpu", weights_only=True
+        )
         return state
+
+    def checkpoint_digest(self, which: str = "last") -> str:
+        """SHA-256 of a checkpoint's file: an export names what it took."""
+        with self._checkpoint(which).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def load_model(self, which: str = "last") -> tuple[nn.Module, Head]:
         """Network and head of a checkpoint, in evaluation mode on the CPU; averaged weights where the preset has them."""

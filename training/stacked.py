@@ -26,13 +26,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training.batches import epoch_order
+from training.choices import RUNS
 from training.data import ProtocolData, on_device
 from training.engine import LOG_EVERY, Trainer, TrainingDiverged, summary_writer
 from training.interrupt import DeferredInterrupt
 from training.losses.scales import ADACOS_DYNAMIC
 from training.precision import fast_convolutions
 from training.protocols import get_protocol
-from training.runs import RUNS, TrainConfig
+from training.runs import TrainConfig
 
 logger = logging.getLogger(__name__)
 

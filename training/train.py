@@ -7,23 +7,17 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from training.data import MissingClasses, ProtocolData
-from training.engine import Trainer, TrainingDiverged
-from training.losses import LOSSES
-from training.parallel import is_writer, process_group
-from training.precision import PRECISION_CHOICES
+from training.choices import IMAGE_CACHE, LOSSES, PRECISIONS, RUNS
+from training.presets import PRESETS
 from training.protocols import PROTOCOLS
 from training.recommendations import RECOMMENDED, recommendation
-from training.runs import (
-    IMAGE_CACHE,
-    PRESETS,
-    RUNS,
-    Run,
-    TrainConfig,
-    make_config,
-)
+
+# Torch takes seconds: what needs it is imported after the command line was read.
+if TYPE_CHECKING:
+    from training.data import ProtocolData
+    from training.runs import Run, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +46,10 @@ def train(
         TrainingDiverged: the loss is not finite.
         ValueError: the folder holds another run, or data or options do not fit.
     """
+    from training.engine import Trainer
+    from training.parallel import process_group
+    from training.runs import Run
+
     folder = runs / config.name
     # Before the processes of a run join: the cache may take long to build, and nobody must wait for it with a deadline.
     if data is None:
@@ -79,13 +77,12 @@ def _tell_recommended(config: TrainConfig) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
-    parser.add_argument("--protocol", required=True, choices=sorted(PROTOCOLS))
+    parser.add_argument("--protocol", choices=sorted(PROTOCOLS))
     parser.add_argument(
         "--loss",
-        required=True,
-        choices=[*sorted(LOSSES), RECOMMENDED],
+        choices=[*LOSSES, RECOMMENDED],
         metavar="LOSS",
-        help=", ".join([*sorted(LOSSES), RECOMMENDED]),
+        help=", ".join([*LOSSES, RECOMMENDED]),
     )
     parser.add_argument(
         "--data",
@@ -114,10 +111,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--option", "-o", type=parse_option, action="append", default=[], metavar="KEY=VALUE",
         help="any option of the loss, network, data or preset, e.g. feature_dim=117; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--list-options",
+        action="store_true",
+        help="only list these options with types and defaults, of a protocol and loss (default: glyphs, cos_eos)",
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument(
         "--precision",
-        choices=PRECISION_CHOICES,
+        choices=PRECISIONS,
         help="of the backbone; auto: bfloat16 where the hardware has it; default: the preset's",
     )
     parser.add_argument(
@@ -138,7 +140,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 on success, 1 with one clear line otherwise."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.list_options:
+        from training.options import listing
+
+        protocol, loss = arguments.protocol or "glyphs", arguments.loss or "cos_eos"
+        print(listing(protocol, loss, arguments.preset))
+        return 0
+    missing = [f"--{name}" for name in ("protocol", "loss") if getattr(arguments, name) is None]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    from training.data import MissingClasses
+    from training.engine import TrainingDiverged
+    from training.parallel import is_writer
+    from training.runs import make_config
+
     level = logging.INFO if is_writer() else logging.ERROR  # one of several processes speaks
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     options = dict(arguments.option)

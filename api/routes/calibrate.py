@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Path, Query
 
 from api.archive import ServedModel
+from api.declared import KEYS, PATH, POINT, problems_of_route
 from api.deps import RequestId, ServiceDep, nothing_unknown, requires
 from api.origin import own_origin
 from api.problems import Problem
@@ -41,7 +42,11 @@ Reason = Annotated[
 CalibrationId = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 
-@router.post("/calibrate", dependencies=[may_calibrate, Depends(own_origin)])
+@router.post(
+    "/calibrate",
+    dependencies=[may_calibrate, Depends(own_origin)],
+    responses=problems_of_route(*KEYS, *POINT, "foreign-origin"),
+)
 async def set_operating_point(
     service: ServiceDep,
     request_id: RequestId,
@@ -77,7 +82,7 @@ async def set_operating_point(
     )
 
 
-@router.get("/calibrate", dependencies=[may_read])
+@router.get("/calibrate", dependencies=[may_read], responses=problems_of_route(*KEYS, *POINT))
 async def compute_operating_point(
     service: ServiceDep,
     request_id: RequestId,
@@ -101,7 +106,11 @@ async def compute_operating_point(
     )
 
 
-@router.get("/calibrations", dependencies=[may_read])
+@router.get(
+    "/calibrations",
+    dependencies=[may_read],
+    responses=problems_of_route(*KEYS, *PATH, "invalid-parameter"),
+)
 async def list_calibrations(
     service: ServiceDep, limit: Annotated[int, Query(ge=1, le=1000)] = 50
 ) -> CalibrationsAnswer:
@@ -127,7 +136,9 @@ async def list_calibrations(
 
 
 @router.post(
-    "/calibrations/{calibration_id}/activate", dependencies=[may_calibrate, Depends(own_origin)]
+    "/calibrations/{calibration_id}/activate",
+    dependencies=[may_calibrate, Depends(own_origin)],
+    responses=problems_of_route(*KEYS, *POINT, "foreign-origin", "not-found", "wrong-path"),
 )
 async def activate_calibration(
     calibration_id: CalibrationId,
@@ -168,7 +179,9 @@ async def activate_calibration(
     )
 
 
-@router.get("/calibration/curve", dependencies=[may_read])
+@router.get(
+    "/calibration/curve", dependencies=[may_read], responses=problems_of_route(*KEYS, *POINT)
+)
 async def calibration_curve(
     service: ServiceDep, score: Score = None, points: Annotated[int, Query(ge=2, le=1000)] = 100
 ) -> CurveAnswer:

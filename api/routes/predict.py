@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
+from api.declared import KEYS, POINT, UPLOAD, problems_of_route
 from api.deps import ServiceDep, permit
 from api.image_input import check_header, read_images, size_to_expect
 from api.problems import Problem, request_id_of
@@ -40,7 +41,11 @@ class DirectRoute(APIRoute):
         return handle
 
 
-router = APIRouter(tags=["predict"], route_class=DirectRoute)
+router = APIRouter(
+    tags=["predict"],
+    route_class=DirectRoute,
+    responses=problems_of_route(*KEYS, *UPLOAD, *POINT, "not-found"),
+)
 
 
 def _wish(request: Request, service: Service) -> Wish:

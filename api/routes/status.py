@@ -8,6 +8,7 @@ from pathlib import Path
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import HTMLResponse
 
+from api.declared import KEYS, PATH, problems_of_route
 from api.deps import ServiceDep, requires
 from api.schemas import Alive, ModelAnswer, Ready
 
@@ -18,7 +19,9 @@ _PAGE_POLICY = (
 )
 
 
-@router.get("/model", dependencies=[Depends(requires("predict"))])
+@router.get(
+    "/model", dependencies=[Depends(requires("predict"))], responses=problems_of_route(*KEYS)
+)
 async def model(service: ServiceDep) -> ModelAnswer:
     """Model card, weights' digest and calibrated paths."""
     from dataclasses import asdict
@@ -31,13 +34,13 @@ async def model(service: ServiceDep) -> ModelAnswer:
     )
 
 
-@router.get("/livez")
+@router.get("/livez", responses=problems_of_route())
 async def livez() -> Alive:
     """The process answers."""
     return Alive()
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=problems_of_route(*PATH, "not-calibrated"))
 async def readyz(service: ServiceDep) -> Ready:
     """A prediction was seen moments ago, or a canary is sent now; the path must be calibrated, the store answer."""
     path, calibration = await service.ready()

@@ -92,3 +92,33 @@ def test_command_of_an_empty_cell_trains_a_cell_of_its_setting(setting: Setting)
         )  # fmt: skip
         assert cell.options == expected
     assert len(cells) == 2
+
+
+# Not a person's choice of a target: set-up, or what make itself knows.
+_INNER = {"PY", "PYTHON", "VENV", "COMPOSE", "MAKECMDGOALS", "MAKEFILE_LIST"}
+
+
+def recipes() -> dict[str, str]:
+    """Target -> its recipe, of all that `make help` lists."""
+    found: dict[str, str] = {}
+    for block in re.split(r"\n(?=\S)", (ROOT / "Makefile").read_text()):
+        head, _, recipe = block.partition("\n")
+        if match := re.match(r"([a-z-]+):.*## ", head):
+            found[match.group(1)] = recipe
+    return found
+
+
+@pytest.mark.parametrize("target", sorted(recipes()))
+def test_help_names_every_variable_that_a_target_takes(target: str) -> None:
+    recipe = recipes()[target].replace("$(chosen-protocol)", "$(PROTOCOL)")
+    recipe = recipe.replace(
+        "$(or $(MODEL),none)", ""
+    )  # fills a place in compose's file, changes nothing
+    taken = set(re.findall(r"call (?:flag|need),([A-Z_]+)", recipe))
+    taken |= set(re.findall(r"\$\(([A-Z_]+)\)", recipe))
+    helped = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    plain = re.sub(r"\x1b\[\d+m", "", helped)
+    [lines] = re.findall(rf"(?m)^  {target} .*\n(?:   .*\n)*", plain)
+    assert {name for name in taken - _INNER if not re.search(rf"\b{name}=", lines)} == set()

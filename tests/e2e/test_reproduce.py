@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training import grid_report, reproduce
+from training import grid_pages, grid_report, reproduce
 from training.grid_rows import read_rows
 from training.losses.criterion import OpenSetCriterion
 from training.protocols import get_protocol
@@ -69,7 +69,7 @@ def test_grid_is_interrupted_resumed_gathered_and_reported_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(grid_report.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
     counter = StepCounter(monkeypatch)
     characters(tmp_path / "data")
     file = tmp_path / "results/toy.json"
@@ -138,7 +138,7 @@ def test_stacked_cells_stop_and_go_on_together_and_get_the_rows_of_single_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(grid_report.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
     counter = StepCounter(monkeypatch)
     characters(tmp_path / "data")
 
@@ -169,7 +169,7 @@ def test_stacked_cells_stop_and_go_on_together_and_get_the_rows_of_single_ones(
 def test_diverged_cells_of_a_stack_get_rows_that_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid_report.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
     characters(tmp_path / "data")
     assert command(tmp_path, "--stack", "2", "--option", "learning_rate=1e30") == 1
     rows = read_rows(tmp_path / "results/toy.json")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,28 @@ async def stub(archive: Path) -> AsyncIterator[StubTorchServe]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def declared_statuses(document: dict[str, Any], method: str, path: str) -> set[str] | None:
+    """What an OpenAPI description says an operation answers with; None where it describes no such operation."""
+    for template, operations in document["paths"].items():
+        pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(template))
+        if re.fullmatch(pattern, path) and method.lower() in operations:
+            return set(operations[method.lower()]["responses"])
+    return None
+
+
+def check_declared(document: dict[str, Any]) -> Callable[[httpx.Response], Awaitable[None]]:
+    """A hook for clients: each answer of each test must be one that the OpenAPI description declares."""
+
+    async def check(response: httpx.Response) -> None:
+        request = response.request
+        statuses = declared_statuses(document, request.method, request.url.path)
+        assert statuses is None or str(response.status_code) in statuses, (
+            f"{request.method} {request.url.path} answered {response.status_code}, declared are {sorted(statuses)}"
+        )
+
+    return check
+
+
 @pytest.fixture
 async def start_gateway(
     stub: StubTorchServe, archive: Path, tmp_path: Path
@@ -62,6 +85,7 @@ async def start_gateway(
             client = httpx.AsyncClient(
                 transport=httpx.ASGITransport(app, raise_app_exceptions=False),
                 base_url="http://gateway",
+                event_hooks={"response": [check_declared(app.openapi())]},
             )
             client.app = app  # type: ignore[attr-defined]
             return await stack.enter_async_context(client)

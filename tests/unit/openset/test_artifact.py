@@ -20,13 +20,16 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_artifact(tmp_path_factory.mktemp("artifact"))
 
 
-def test_stored_scores_are_reproduced_whatever_the_batch_size(artifact: Path) -> None:
-    classifier = load_artifact(artifact)
+@pytest.mark.parametrize("precision", sorted(SCORE_TOLERANCE))
+def test_stored_scores_are_reproduced_whatever_the_batch_size(
+    artifact: Path, precision: str
+) -> None:
+    classifier = load_artifact(artifact, precision=precision)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (24, 1, 28, 28), dtype=torch.uint8)
     together = classifier.predict(images).scores["softmax"]
     alone = torch.cat([classifier.predict(image[None]).scores["softmax"] for image in images])
-    torch.testing.assert_close(together, alone, atol=SCORE_TOLERANCE["float32"], rtol=0)
+    torch.testing.assert_close(together, alone, atol=SCORE_TOLERANCE[precision], rtol=0)
 
 
 def test_bfloat16_is_another_path_with_nearby_scores(artifact: Path) -> None:

@@ -16,16 +16,19 @@ import torch
 from openset.artifact import CALIBRATION, load_artifact, read_card
 from openset.calibration import NotCertifiable, load_score_sets
 from openset.labels import NEGATIVE, UNKNOWN
+from serving.freshness import why_artifact_is_stale
 from tests.factories import character_data
+from training import artifact_export, path_calibration
 from training import calibrate as calibrate_module
 from training import evaluate as evaluate_module
 from training import export as export_module
-from training.calibrate import calibrate
+from training.artifact_export import export
 from training.data import split_validation
 from training.engine import Trainer, prepare_folder
-from training.evaluate import evaluate
-from training.export import export
+from training.evaluation import evaluate
+from training.path_calibration import calibrate
 from training.runs import Run, make_config
+from training.worth import doubt
 
 DATA = character_data(
     train=(0, 1, NEGATIVE), validation=(*range(10), *[NEGATIVE] * 10), test=(*range(10), NEGATIVE, UNKNOWN),
@@ -66,7 +69,7 @@ def test_refused_export_costs_no_scoring_and_leaves_the_artifact_as_it_was(
 ) -> None:
     quiet_export(run)
     before = contents(run.artifact)
-    monkeypatch.setattr(export_module, "score_split", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(artifact_export, "score_split", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(NotCertifiable) as refused:
         quiet_export(run, fpr=1e-4)
     # 200 negatives in one group: a fifth selects, a fifth of the rest verifies.
@@ -83,7 +86,7 @@ def test_export_that_breaks_half_way_leaves_the_artifact_as_it_was(
     def broken(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export_module, "score_split", broken)
+    monkeypatch.setattr(artifact_export, "score_split", broken)
     with pytest.raises(KeyboardInterrupt):
         quiet_export(run, which="best")
     assert contents(run.artifact) == before
@@ -142,10 +145,24 @@ def test_scores_of_a_retrained_model_do_not_survive_although_the_samples_are_the
     assert any(other in record.message for record in caplog.records)
 
 
+@pytest.mark.parametrize(("which", "other"), [("last", "best"), ("best", "last")])
+def test_training_on_after_the_export_is_found_out_from_the_card(
+    run: Run, which: str, other: str
+) -> None:
+    quiet_export(run, which=which)
+    shutil.copy(run.folder / f"{other}.pt", run.folder / "kept.pt")
+    (run.folder / f"{other}.pt").write_bytes(b"the checkpoint that was not exported is no matter")
+    assert why_artifact_is_stale(run.artifact, "small") is None
+    shutil.copy(run.folder / "kept.pt", run.folder / f"{which}.pt")
+    told = why_artifact_is_stale(run.artifact, "small")
+    assert told is not None
+    assert f"make export RUN={run.folder} && make archive RUN={run.folder}" in told
+
+
 def test_epochs_compete_on_images_that_neither_calibrate_nor_verify(run: Run) -> None:
     competed = set(Trainer(run.config, DATA, run.folder, show_progress=False).validation.sample_ids)
     quiet_export(run, which="best", verify_share=0.25)
-    kept = set(np.load(run.folder / export_module.VERIFICATION)["sample_ids"])
+    kept = set(np.load(run.folder / artifact_export.VERIFICATION)["sample_ids"])
     calibrating = set(next(iter(score_sets(run).values())).sample_ids)
     assert len(competed) == len(DATA.validation) / 2
     assert not competed & (kept | calibrating)
@@ -164,7 +181,7 @@ def test_parts_stay_the_same_when_images_turn_out_unreadable() -> None:
 
 def test_verification_slice_holds_ids_that_did_not_calibrate(run: Run) -> None:
     quiet_export(run, verify_share=0.25)
-    kept = set(np.load(run.folder / export_module.VERIFICATION)["sample_ids"])
+    kept = set(np.load(run.folder / artifact_export.VERIFICATION)["sample_ids"])
     calibrating = set(next(iter(score_sets(run).values())).sample_ids)
     assert len(kept) == (400 - 80) / 4
     assert not kept & calibrating
@@ -243,14 +260,14 @@ def test_calibrate_after_a_killed_export_finds_the_artifact(run: Run) -> None:
 
 def scored_meanwhile(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object]) -> None:
     """While ``calibrate`` scores, something else happens to the artifact."""
-    score = calibrate_module.score_split
+    score = path_calibration.score_split
 
     def scoring(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(calibrate_module, "score_split", score)
+        monkeypatch.setattr(path_calibration, "score_split", score)
         event()
         return score(*arguments, **options)
 
-    monkeypatch.setattr(calibrate_module, "score_split", scoring)
+    monkeypatch.setattr(path_calibration, "score_split", scoring)
 
 
 def test_two_calibrations_at_a_time_both_stay(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,9 +297,9 @@ def test_unreadable_calibration_images_are_named(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     quiet_export(run)
-    score = calibrate_module.score_split
+    score = path_calibration.score_split
     monkeypatch.setattr(
-        calibrate_module,
+        path_calibration,
         "score_split",
         lambda *arguments, **options: (whole := score(*arguments, **options)).subset(np.arange(len(whole) - 2)),
     )  # fmt: skip
@@ -290,3 +307,44 @@ def test_unreadable_calibration_images_are_named(
         calibrate(run, device="cpu", precision="bfloat16")
     assert "2 of " in caplog.text
     assert "unreadable" in caplog.text
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.message for one in caplog.records if one.message.startswith("warning: ")]
+
+
+def test_untrained_model_is_called_near_worthless_with_its_figures_and_where_to_look(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["--run", str(run.folder)]
+    with caplog.at_level(logging.INFO):
+        assert export_module.main([*arguments, "--fpr", "0.1"]) == 0
+    [told] = warnings(caplog)
+    expected = read_card(run.artifact).factory["expected_ccr"]  # type: ignore[index]
+    assert f"CCR {expected:.4f}" in told
+    assert "AUROC 0." in told
+    assert str(run.folder / "history.json") in told
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert evaluate_module.main(arguments) == 0
+    [told] = warnings(caplog)
+    assert "AUROC 0." in told
+    assert str(run.folder / "figures") in told
+
+
+@pytest.mark.parametrize(
+    ("auroc", "ccr", "said"),
+    [
+        (0.59, 0.5, ["AUROC 0.590"]), (0.9, 0.049, ["CCR 0.0490"]), (0.5, 0.0, ["AUROC 0.500", "CCR 0.0000"]),
+        (0.6, 0.05, []), (None, None, []), (0.99, None, []),
+    ],
+)  # fmt: skip
+def test_doubt_names_what_is_below_its_limit_and_nothing_else(
+    auroc: float | None, ccr: float | None, said: list[str]
+) -> None:
+    told = doubt(Path("runs/x"), auroc=auroc, ccr=ccr, shown_by="runs/x/figures")
+    assert (told is None) == (not said)
+    assert [name for name in ("AUROC", "CCR") if name in (told or "")] == [
+        text.split()[0] for text in said
+    ]
+    assert all(text in (told or "") for text in said)

@@ -15,12 +15,12 @@ from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import UnreadableImage
 from tests.factories import fill_with_images as fill
 from training import compare_losses, cures, folders
-from training.calibrate import calibrate
+from training.artifact_export import export
 from training.data import MissingClasses, ProtocolData, load_protocol
 from training.engine import Trainer
-from training.evaluate import evaluate
-from training.export import export
+from training.evaluation import evaluate
 from training.folders import FEWEST_IMAGES, parts_of_class
+from training.path_calibration import calibrate
 from training.report import print_report
 from training.runs import Run, make_config
 from training.train import main, train

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.unit.training.test_grid_report import scored
-from training import reproduce
+from training import grid_pages, grid_training, reproduce
 from training.data import MissingClasses
 from training.grid import plan
 from training.grid_rows import read_rows
@@ -23,8 +23,8 @@ GLYPHS = {
 }
 
 
-def run_grid(tmp_path: Path) -> reproduce.Outcome:
-    return reproduce.reproduce(
+def run_grid(tmp_path: Path) -> grid_training.Outcome:
+    return grid_training.reproduce(
         plan("glyphs", **GLYPHS), data=None, runs=tmp_path / "runs", results=tmp_path / "results", device="cpu",
         show_progress=False,
     )  # fmt: skip
@@ -40,8 +40,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (runs / config.name).mkdir(parents=True, exist_ok=True)
         return SimpleNamespace(folder=runs / config.name, config=config)
 
-    monkeypatch.setattr(reproduce, "train", train)
-    monkeypatch.setattr(reproduce, "Run", lambda folder: SimpleNamespace(folder=folder))
+    monkeypatch.setattr(grid_training, "train", train)
+    monkeypatch.setattr(grid_training, "Run", lambda folder: SimpleNamespace(folder=folder))
     return order
 
 
@@ -51,7 +51,7 @@ def test_broken_cell_is_logged_and_the_others_go_on(
     def evaluation(run, *_: object) -> dict:
         raise RuntimeError(f"out of memory for {run.config.loss}")
 
-    monkeypatch.setattr(reproduce, "_evaluation", evaluation)
+    monkeypatch.setattr(grid_training, "_evaluation", evaluation)
     outcome = run_grid(tmp_path)
     assert trained == ["softmax", "eos", "os"]
     assert len(outcome.failed) == 3
@@ -60,8 +60,10 @@ def test_broken_cell_is_logged_and_the_others_go_on(
 
 
 def test_broken_cell_makes_the_command_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduce, "reproduce", lambda *_, **__: reproduce.Outcome(failed=["one"]))
-    monkeypatch.setattr(reproduce.grid_report, "write", lambda *_, **__: None)
+    monkeypatch.setattr(
+        grid_training, "reproduce", lambda *_, **__: grid_training.Outcome(failed=["one"])
+    )
+    monkeypatch.setattr(grid_pages, "write", lambda *_, **__: None)
     assert reproduce.main(["--protocol", "glyphs"]) == 1
 
 
@@ -72,7 +74,7 @@ def test_what_every_cell_would_meet_stops_the_grid(
     def evaluation(*_: object) -> dict:
         raise error
 
-    monkeypatch.setattr(reproduce, "_evaluation", evaluation)
+    monkeypatch.setattr(grid_training, "_evaluation", evaluation)
     with pytest.raises(type(error)):
         run_grid(tmp_path)
     assert trained == ["softmax"]
@@ -83,7 +85,7 @@ def test_scores_that_are_not_finite_are_a_divergence(
 ) -> None:
     sample = scored(5.0, 1)
     sample.scores["softmax"][3] = np.nan
-    monkeypatch.setattr(reproduce, "score_test", lambda *_, **__: sample)
+    monkeypatch.setattr(grid_training, "score_test", lambda *_, **__: sample)
     outcome = run_grid(tmp_path)
     assert len(outcome.diverged) == 3
     rows = read_rows(tmp_path / "results/glyphs.json")
@@ -98,7 +100,7 @@ def test_published_score_ties_where_the_log_odds_do_not() -> None:
     logits = np.zeros_like(sample.logits)
     logits[:, 0] = np.linspace(20, 40, len(logits), dtype=np.float32)
     saturated = Scored(**{**vars(sample), "logits": logits})
-    values = reproduce.float32_probabilities(saturated)
+    values = grid_training.float32_probabilities(saturated)
     assert values.dtype == np.float32
     assert len(np.unique(values)) < len(values) / 2
     assert values.max() == 1.0

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from openset.labels import NEGATIVE, UNKNOWN
-from training import grid_report
-from training.evaluate import REPORT, SCORES_FILE
+from training import grid_pages, grid_report
+from training.evaluation import REPORT, SCORES_FILE
 from training.grid import Cell, plan
 from training.grid_figures import copy_sheets
 from training.grid_results import difference, group_rows
@@ -81,7 +81,7 @@ def cells(loss: str, **arguments: Any) -> list[Cell]:
 
 
 def written(tmp_path: Path) -> str:
-    target = grid_report.write("toy", runs=tmp_path / "runs", results=tmp_path / "results")
+    target = grid_pages.write("toy", runs=tmp_path / "runs", results=tmp_path / "results")
     assert target is not None
     return target.read_text()
 
@@ -115,7 +115,7 @@ def two_losses(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def grid(two_losses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to change; figures are drawn once, for all tests."""
-    monkeypatch.setattr(grid_report.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
     shutil.copytree(two_losses, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -428,10 +428,10 @@ def test_options_in_the_published_setting_have_their_unknowns_and_accuracy(grid:
 def test_protocol_without_a_published_table_has_its_unknowns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid_report.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
     for cell in plan("toy_vis", losses=["eos"], seeds=1, digits=["mnist"]):
         finished_run(tmp_path / "runs", cell)
-    target = grid_report.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
+    target = grid_pages.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
     assert target is not None
     detail = section(target.read_text(), "## The published setting in detail")
     assert line_of(section(detail, "### Against unknowns"), "eos")[1] == "1"
@@ -507,7 +507,7 @@ def test_mean_needs_every_seed_to_reach_the_rate(grid: Path) -> None:
         if (row["loss"], row["seed"]) == ("eos", 2):
             row["ccr_at_fpr"]["0.1"]["value"] = None
     merge_rows(grid / "other/toy.json", rows)
-    grid_report.write("toy", runs=grid / "none", results=grid / "other")
+    grid_pages.write("toy", runs=grid / "none", results=grid / "other")
     text = (grid / "other/toy.md").read_text()
     line = line_of(section(text, "## The thesis' table 6.1 and ours"), "eos")
     assert line[7] == "– (1 of 2 seeds reach it)"
@@ -545,7 +545,7 @@ def test_rows_of_another_machine_are_merged_by_the_command(grid: Path, tmp_path:
 def test_nothing_to_report_is_an_error_of_the_command(tmp_path: Path) -> None:
     arguments = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     assert grid_report.main(arguments) == 1
-    assert grid_report.write("toy", runs=tmp_path / "runs", results=tmp_path / "results") is None
+    assert grid_pages.write("toy", runs=tmp_path / "runs", results=tmp_path / "results") is None
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from training.data import ProtocolData, Split, load_protocol, split_validation
 from training.decoded import CachedImages, DecodedImages
 from training.engine import TrainingDiverged
 from training.losses import LOSSES
+from training.presets import PRESETS
 from training.protocols import PROTOCOLS
 from training.recommendations import RECOMMENDATIONS
-from training.runs import PRESETS, TrainConfig, make_config
+from training.runs import TrainConfig, make_config
 from training.train import build_parser
 
 ROOT = Path(__file__).parents[3]

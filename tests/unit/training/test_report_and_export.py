@@ -14,10 +14,10 @@ from openset import metrics
 from openset.artifact import load_artifact, read_card
 from openset.calibration import NotCertifiable, load_score_sets
 from openset.labels import NEGATIVE, UNKNOWN
-from training.calibrate import calibrate
+from training.artifact_export import choose_score, export
 from training.data import split_validation
-from training.evaluate import evaluate, write_report
-from training.export import choose_score, export
+from training.evaluation import evaluate, write_report
+from training.path_calibration import calibrate
 from training.report import build_report, own_or_nearest_angle
 from training.runs import Run, make_config
 from training.scoring import Scored, score_split

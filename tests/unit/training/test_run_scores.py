@@ -17,10 +17,10 @@ from tests.factories import DIGITS, character_data
 from training import evaluate as evaluate_module
 from training import export as export_module
 from training import score_fitting
+from training.artifact_export import export
 from training.data import ProtocolData
 from training.engine import Trainer, prepare_folder
-from training.evaluate import evaluate
-from training.export import export
+from training.evaluation import evaluate
 from training.runs import Run, make_config
 from training.scoring import score_split
 

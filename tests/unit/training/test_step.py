@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from openset.preprocessing import Preprocessing
 from training.losses import build_loss
 from training.optimization import AveragedWeights, build_optimizer
-from training.runs import PRESETS
+from training.presets import PRESETS
 from training.step import Normalizer, TrainingStep
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -1,0 +1,101 @@
+"""The free options of a run: listed with types and defaults, and all named where one is unknown."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.losses import LOSSES, build_loss
+from training.losses.scales import MARGIN_AWARE
+from training.options import listing, options_of
+from training.protocols import PROTOCOLS
+from training.runs import make_config
+from training.train import main, parse_option
+
+
+def defaults(protocol: str, loss: str, group: str) -> dict[str, object]:
+    return {option.name: option.default for option in options_of(protocol, loss)[group]}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "loss"),
+    [*(("glyphs", loss) for loss in sorted(LOSSES)), *((name, "cos_os") for name in PROTOCOLS[1:])],
+)
+def test_every_option_of_the_list_is_taken_with_its_default(protocol: str, loss: str) -> None:
+    config = make_config(protocol, loss, device="cpu")
+    listed = {
+        group: {option.name: option.default for option in options}
+        for group, options in options_of(protocol, loss).items()
+    }
+    # The names without a value of their own: "as many as classes", "as the scale is".
+    given = {
+        name: value
+        for group in ("loss", "network", "preset", "data")
+        for name, value in listed[group].items()
+        if name not in ("target_magnitude", "scale_probability", "feature_dim")
+    }
+    same = make_config(protocol, loss, device="cpu", options=given)
+    assert same.training == config.training
+    assert same.data_options == {
+        {"split_seed": "seed"}.get(name, name): value for name, value in listed["data"].items()
+    }
+    build_loss(
+        loss,
+        num_classes=10,
+        feature_dim=10,
+        scale=same.loss_options["scale"],
+        **same.criterion_options,
+    )
+
+
+def test_options_of_a_loss_change_with_loss_and_scale() -> None:
+    assert defaults("toy", "cos_os", "loss")["cosine_margin"] == 0.35
+    assert defaults("toy_vis", "cos_os", "loss")["cosine_margin"] == 0.15
+    assert "cosine_margin" not in defaults("toy", "eos", "loss")
+    with_scale = {o.name for o in options_of("toy", "cos_eos", scale=MARGIN_AWARE)["loss"]}
+    without = {o.name for o in options_of("toy", "cos_eos", scale=13.0)["loss"]}
+    assert with_scale - without == {"scale_probability"}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "option"),
+    [("glyphs", "size"), ("toy", "digits"), ("p1", "image_size"), ("p1", "allow_missing_classes")],
+)
+def test_data_options_are_the_protocols(protocol: str, option: str) -> None:
+    holders = {name for name in PROTOCOLS if option in defaults(name, "eos", "data")}
+    assert protocol in holders
+    assert holders < set(PROTOCOLS)
+
+
+def test_unknown_option_is_refused_before_any_data_with_all_that_there_are() -> None:
+    with pytest.raises(ValueError, match="has no option featuredim") as refused:
+        make_config("glyphs", "cos_os", options={"featuredim": 3}, device="cpu")
+    told = str(refused.value)
+    for group, option in (
+        ("loss: ", "cosine_margin"), ("network: ", "activation"), ("preset: ", "learning_rate"), ("data: ", "size"),
+        ("run: ", "as_published"),
+    ):  # fmt: skip
+        names = told.partition(group)[2].partition(";")[0]
+        assert option in names.partition(". Types")[0].split(", ")
+    assert "--list-options --protocol glyphs --loss cos_os" in told
+
+
+def test_command_lists_groups_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list-options", "--protocol", "glyphs", "--loss", "cos_eos"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for group in ("loss", "network", "preset", "data", "run"):
+        assert [f"{group}:"] in lines
+    rows = {line[0]: " ".join(line[1:]) for line in lines if line}
+    assert rows["size"] == "full or small default full"
+    assert rows["batch_size"] == "whole number default 32"
+    assert rows["cosine_margin"] == "number default 0.35"
+    assert rows["nesterov"] == "true or false default false"
+    assert main(["--list-options"]) == 0  # of glyphs and cos_eos
+    assert "options of glyphs with cos_eos" in capsys.readouterr().out
+
+
+def test_presets_and_recommendation_set_the_defaults_that_are_listed() -> None:
+    assert "default 128" in next(
+        line for line in listing("toy", "eos", "modern").splitlines() if "batch_size" in line
+    )
+    assert parse_option("size=small") == ("size", "small")
+    assert listing("glyphs", "recommended")

@@ -1,0 +1,283 @@
+"""Tables and figures of the grid from its rows and stored scores, without training."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from training import grid_figures, grid_tables
+from training.choices import GRID_RUNS, RESULTS
+from training.grid_aims import aims
+from training.grid_results import Entry, Setting, group_rows
+from training.grid_rows import (
+    Row,
+    cell_key,
+    merge_rows,
+    read_rows,
+    results_file,
+    stored_rows,
+)
+from training.grid_summaries import summary_file
+from training.runs import write_atomically
+
+logger = logging.getLogger(__name__)
+
+_TABLE_NAMES = {
+    "toy": "table 6.1",
+    "p1": "table 6.2 (a)",
+    "p2": "table 6.2 (b)",
+    "p3": "table 6.2 (c)",
+}
+
+
+def write(protocol: str, *, runs: Path = GRID_RUNS, results: Path = RESULTS) -> Path | None:
+    """Write ``<results>/<protocol>.md`` and its figures; None where there is no row yet.
+
+    Rows of finished runs on this machine that the rows' file lacks are added to it first.
+
+    Args:
+        protocol: whose grid.
+        runs: folder of the grid's runs; where it lacks one, its rows are enough for the tables.
+        results: folder of the rows, where the report goes.
+    """
+    file = results_file(protocol, results)
+    rows = _gather(protocol, runs, file)
+    if not rows:
+        return None
+    settings = group_rows(rows, runs, results)
+    figures = grid_figures.draw_all(settings, results / "figures", protocol)
+    target = file.with_suffix(".md")
+    write_atomically(target, "\n\n".join(_sections(protocol, rows, settings, figures)) + "\n")
+    logger.info("written: %s and %d figures", target, len(figures))
+    return target
+
+
+def _gather(protocol: str, runs: Path, file: Path) -> list[Row]:
+    found = [
+        row
+        for folder in sorted(runs.glob(f"{protocol}-*"))
+        for row in stored_rows(folder)
+        if row["protocol"] == protocol
+    ]
+    return merge_rows(file, found) if found else read_rows(file)
+
+
+def merge(file: Path, results: Path) -> None:
+    """Add the rows of another file to those of its protocol, with the summaries that lie beside it."""
+    rows = read_rows(file)
+    if not rows:
+        raise ValueError(f"{file} holds no rows; expected a <protocol>.json of make reproduce")
+    for protocol in sorted({row["protocol"] for row in rows}):
+        chosen = [row for row in rows if row["protocol"] == protocol]
+        merge_rows(results_file(protocol, results), chosen)
+        for run in sorted({row["run"] for row in chosen}):
+            theirs, ours = (summary_file(folder, run) for folder in (file.parent, results))
+            if theirs.is_file() and theirs != ours:
+                ours.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(theirs, ours)
+
+
+def _sections(
+    protocol: str, rows: list[Row], settings: dict[Setting, list[Entry]], figures: dict[str, str]
+) -> list[str]:
+    published = grid_tables.published_setting(protocol)
+    entries = settings.get(published, [])
+    parts = [f"# {protocol}: the thesis' grid", _origin(protocol, rows), _HOW_TO_READ]
+    if protocol in _TABLE_NAMES:
+        parts += [
+            f"## The thesis' {_TABLE_NAMES[protocol]} and ours",
+            f"Setting: {published.title}. CCR against **unknowns**, softmax scores, FPR strictly below the target, as published. "
+            "The thesis has one run a row.",
+            grid_tables.published_table(published, entries),
+            grid_tables.precision_note(entries),
+            grid_tables.replicate_note(protocol),
+            grid_tables.counts_note(entries),
+            "### Beyond the published values",
+            *_deviations(published, entries),
+        ]
+    parts += _aims(settings, protocol)
+    parts += _digits(settings, figures)
+    if entries:
+        parts.append("## The published setting in detail")
+    parts += _comparison(published, entries, figures)
+    for setting, others in settings.items():
+        if setting != published:
+            parts += [f"## {setting.title}", _caution(setting)]
+            parts += [
+                "CCR against **unknowns**, softmax scores.",
+                grid_tables.setting_table(others),
+                grid_tables.precision_note(others),
+                grid_tables.counts_note(others),
+            ]
+            parts += _comparison(setting, others, figures)
+    parts += _pictures(figures)
+    return [part for part in parts if part]
+
+
+_HOW_TO_READ = (
+    "A figure is the mean over the seeds that were run, ± the half-width of its 95 % interval over seeds (Student's t, "
+    "from two seeds on), then in brackets the 95 % interval over images: a bootstrap that draws whole classes, knowns "
+    "and foreign ones apart, with a new threshold each time, and the same classes for all models, so that differences "
+    "are paired. With few classes its percentiles are too narrow; they are widened by sqrt(G / (G - 1)) and Student's t of "
+    "G - 1 degrees of freedom, G the smaller number of classes. A dash: the FPR is not reached. Empty: not run."
+)
+
+
+def _origin(protocol: str, rows: list[Row]) -> str:
+    cells = {cell_key(row): row for row in rows}
+    machines = Counter(
+        f"{row['device']}, {row['precision']}, commit {row['commit']}" for row in cells.values()
+    )
+    listed = "\n".join(
+        f"- {count} on {machine}" if count > 1 else f"- 1 on {machine}"
+        for machine, count in sorted(machines.items())
+    )
+    return (
+        f"Made by `make report PROTOCOL={protocol}` from `{protocol}.json` and the stored scores; not to be edited. "
+        f"The rows come from `make reproduce PROTOCOL={protocol}`, {len(cells)} trained models "
+        f"(+ marks a commit with local changes):\n\n{listed}"
+    )
+
+
+def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
+    if not entries:
+        return ["Nothing was run in the published setting yet."]
+    rule = (
+        "Reproduced: an interval of ours, over seeds or over images, meets the published value with the spread of one run, and "
+        "both are narrower than that spread. Beyond: neither meets it. The spread is the difference between two runs of the "
+        "author; where no replicate is known, the test set's sampling error stands in, and a run may well differ by more."
+    )
+    return [
+        grid_tables.verdict_summary(setting.protocol, entries),
+        rule,
+        grid_tables.deviation_table(setting, entries),
+    ]
+
+
+def _caution(setting: Setting) -> str:
+    reasons = []
+    if not setting.as_published:
+        reasons.append("the definitions of the thesis' text, not the published code")
+    if setting.preset != "thesis":
+        reasons.append(f"the {setting.preset} preset")
+    if setting.digits == "emnist":
+        reasons.append("EMNIST's digits, not MNIST's as in the published runs")
+    if setting.epochs != grid_tables.published_setting(setting.protocol).epochs:
+        reasons.append("another number of epochs")
+    if not setting.is_complete:
+        reasons.append("fewer classes")
+    if setting.data_options:
+        reasons.append("other data")
+    return f"Not comparable with the thesis' table: {'; '.join(reasons)}." if reasons else ""
+
+
+def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, str]) -> list[str]:
+    if not entries:
+        return []
+    differences = grid_tables.difference_table(entries)
+    scores = grid_tables.score_table(entries)
+    parts = ["### Against negatives", grid_tables.setting_table(entries, group="negatives")]
+    # The published setting's own table has the plain entries of protocols with a published table, and nothing else.
+    if setting == grid_tables.published_setting(setting.protocol) and (
+        setting.protocol not in _TABLE_NAMES or any(entry.options for entry in entries)
+    ):
+        parts = [
+            "### Against unknowns",
+            grid_tables.setting_table(entries),
+            grid_tables.precision_note(entries),
+            *([] if setting.protocol in _TABLE_NAMES else [grid_tables.counts_note(entries)]),
+            *parts,
+        ]
+    if differences:
+        parts += [
+            "### Differences to the benchmarks",
+            "Softmax for losses that see no negatives in training, EOS and OS for those that do. Bold: both intervals "
+            "exclude zero.",
+            differences,
+            grid_tables.conclusion(entries),
+        ]
+    if scores:
+        parts += ["### Softmax or logit thresholds", scores]
+    saturation = grid_tables.saturation_table(entries)
+    if saturation:
+        parts += [
+            "### No saturation",
+            "CCR against unknowns. A float32 probability is exactly 1 for many images; a dash is where these ties put "
+            "the FPR out of reach. Log-odds order the same images without ties.",
+            saturation,
+        ]
+    parts += [
+        "### No foreign image accepted",
+        "CCR with the threshold just above the best foreign score.",
+    ]
+    parts.append(grid_tables.zero_table(entries))
+    validation = grid_tables.validation_table(entries)
+    if validation:
+        parts += [
+            "### The validation part, for information",
+            "Not for choosing: these images certify the thresholds of these models, and a choice made on them would cost that. "
+            "`make recommend` chooses without them.",
+            validation,
+        ]
+    slug = grid_figures.slug(setting)
+    parts += [
+        f"![{caption}]({figures[key]})"
+        for kind, caption in grid_figures.CAPTIONS.items()
+        if (key := f"{slug}-{kind}") in figures
+    ]
+    return parts
+
+
+def _aims(settings: dict[Setting, list[Entry]], protocol: str) -> list[str]:
+    found = aims(settings, protocol)
+    if not found:
+        return []
+    return [
+        "## Aims",
+        "What this project sets out to reach; full trainings only, means over the seeds that were run. A positive distance: "
+        "the aim is reached. The best of several was taken on these very test images, so that it is flattered.",
+        grid_tables.aims_table(found),
+    ]
+
+
+def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> list[str]:
+    parts = []
+    for first, second in grid_figures.digit_twins(settings):
+        text, pairs = grid_tables.digits_table(settings[first], settings[second])
+        if pairs:
+            parts += [
+                f"### {first.title.replace('MNIST digits, ', '')}",
+                text,
+                "Share of the knowns missed (rejected, or taken for another class), 1 − CCR:",
+                grid_tables.missed_table(pairs),
+            ]
+            key = f"{grid_figures.slug(first)}-digits"
+            if key in figures:
+                parts.append(f"![CCR against FPR with both sources of digits]({figures[key]})")
+    if not parts:
+        return []
+    return [
+        "## How much of the separation is style?",
+        "The same losses and training; only the source of the known digits differs. The foreign letters are EMNIST's in "
+        "both: MNIST's digits were converted otherwise, so that they can be told from letters by their style alone.",
+        *parts,
+    ]
+
+
+def _pictures(figures: dict[str, str]) -> list[str]:
+    sheets = {key: path for key, path in figures.items() if key.endswith("false_positives")}
+    features = {key: path for key, path in figures.items() if key.endswith("features")}
+    parts = []
+    if features:
+        parts.append("## Deep features")
+        parts += [f"![{key}]({path})" for key, path in features.items()]
+    if sheets:
+        parts += [
+            "## The foreign images with the highest scores",
+            "Of each loss' first seed; every run has such a sheet in its folder (`figures/false_positives.png`).",
+        ]
+        parts += [f"![{key}]({path})" for key, path in sheets.items()]
+    return parts

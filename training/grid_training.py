@@ -1,0 +1,336 @@
+"""Train, evaluate and record the thesis' grid of losses and seeds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.choices import GRID_RUNS, RESULTS
+from training.data import MissingClasses
+from training.engine import TrainingDiverged
+from training.evaluation import score_test, write_report
+from training.grid import Cell, class_counts
+from training.grid_rows import (
+    CELL_FILE,
+    PUBLISHED_SCORE,
+    Row,
+    cell_columns,
+    is_recorded,
+    merge_rows,
+    read_rows,
+    results_file,
+    stored_rows,
+)
+from training.losses import LOSSES
+from training.report import build_report
+from training.runs import Run, TrainConfig, write_atomically
+from training.score_fitting import need_fitting, scoring_classifier
+from training.scoring import Scored, score_split
+from training.stacked import can_share, train_stack
+from training.train import train
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_SCORES = "validation.npz"
+_STACK = 8
+_REPEATS = 100
+
+
+@dataclass
+class Outcome:
+    """What became of the cells, by name."""
+
+    trained: list[str] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
+    diverged: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def reproduce(
+    cells: Sequence[Cell],
+    *,
+    data: Path | None,
+    runs: Path = GRID_RUNS,
+    results: Path = RESULTS,
+    device: str = "auto",
+    workers: int = 0,
+    again: bool = False,
+    budget_minutes: float | None = None,
+    stack: int | None = None,
+    graphs: bool = True,
+    show_progress: bool = True,
+) -> Outcome:
+    """Work through the cells, in order; finished ones are taken as they are, half-trained ones are continued.
+
+    Args:
+        cells: from ``training.grid.plan``.
+        data: root of the data set.
+        runs: where the runs lie.
+        results: where the rows are gathered.
+        device: "auto" takes CUDA where there is one.
+        workers: data loading processes.
+        again: evaluate (and where need be train) also what already has its rows.
+        budget_minutes: stop after this time; what was trained is kept.
+        stack: train up to so many cells side by side where ``training.stacked`` can; 1 trains each alone. None: 8 with
+            CUDA, else 1.
+        graphs: replay the steps of stacked cells as CUDA graphs.
+        show_progress: draw bars.
+    """
+    outcome = Outcome(left=[cell.name for cell in cells])
+    if not cells:
+        return outcome
+    if stack is not None and stack < 1:
+        raise ValueError(f"stack must be at least 1, got {stack}")
+    file = results_file(cells[0].protocol, results)
+    configs = {cell.name: cell.config(data=data, device=device, workers=workers) for cell in cells}
+    first = configs[cells[0].name]
+    if stack is None:
+        stack = _STACK if first.device.startswith("cuda") else 1
+    # The data are the same for all cells but for the digits, which change no class.
+    classes = class_counts(first)
+    columns = {cell.name: cell_columns(cell, classes) for cell in cells}
+    places = {
+        cell.name: f"cell {number} of {len(cells)}, {cell.name}"
+        for number, cell in enumerate(cells, 1)
+    }
+
+    def found(name: str, recorded: list[Row]) -> bool:
+        """Whether a cell has its rows; those of a finished run are taken over."""
+        if again:
+            return False
+        if is_recorded(columns[name], recorded):
+            return True
+        stored = stored_rows(runs / name)
+        if is_recorded(columns[name], stored):
+            merge_rows(file, stored)
+            return True
+        return False
+
+    budget = _Budget(budget_minutes)
+    try:
+        with budget:
+            while outcome.left:
+                name = outcome.left[0]
+                recorded = read_rows(file)
+                if found(name, recorded):
+                    outcome.found.append(outcome.left.pop(0))
+                    continue
+                together = stack if can_share(configs[name]) else 1
+                alike = (
+                    other
+                    for other in outcome.left[1:]
+                    if can_share(configs[name], configs[other]) and not found(other, recorded)
+                )
+                group = [name, *itertools.islice(alike, together - 1)]
+                for member in group:
+                    logger.info("%s: training", places[member])
+                diverged: dict[str, Exception] | None = None
+                if together > 1:
+                    diverged = train_stack(
+                        [configs[member] for member in group],
+                        runs=runs,
+                        graphs=graphs,
+                        show_progress=show_progress,
+                    )
+                for member in group:
+                    outcome.left.remove(member)
+                    try:
+                        run = _finish(
+                            configs[member], columns[member], runs, show_progress, diverged
+                        )
+                    except (OSError, MissingClasses, KeyboardInterrupt):
+                        outcome.left.insert(0, member)
+                        raise  # of the machine or the data: the next cell would meet the same
+                    except (
+                        Exception
+                    ):  # of this cell alone: it is named, counted and makes the exit code 1
+                        logger.exception("%s: failed; the others go on", places[member])
+                        outcome.failed.append(member)
+                        continue
+                    rows = stored_rows(run.folder)
+                    merge_rows(file, rows)
+                    broken = any("diverged" in row for row in rows)
+                    (outcome.diverged if broken else outcome.trained).append(member)
+                    logger.info("%s: %s", places[member], _summary(rows))
+    except KeyboardInterrupt:
+        if not budget.is_spent:
+            raise
+        logger.info("the budget of %g minutes is spent", budget_minutes)
+    return outcome
+
+
+def _finish(
+    config: TrainConfig,
+    columns: Row,
+    runs: Path,
+    show_progress: bool,
+    diverged: dict[str, Exception] | None,
+) -> Run:
+    """Train and evaluate one cell and write its ``cell.json`` last: where it is, the cell is finished.
+
+    ``diverged`` is what became of a stack, by name; None where the cell is still to be trained, alone.
+    """
+    folder = runs / config.name
+    record: dict[str, Any] = {"columns": columns}
+    try:
+        if diverged is None:
+            run = train(config, runs=runs, show_progress=show_progress)
+        elif config.name in diverged:
+            raise diverged[config.name]
+        else:
+            run = Run(folder)
+        record |= _evaluation(run, config.device, show_progress)
+    except TrainingDiverged as error:
+        logger.error("%s", error)
+        run = Run(folder)
+        record["diverged"] = f"diverged: {str(error).partition(';')[0]}"
+    record["provenance"] = {
+        "run": config.name,
+        "commit": current_commit(),
+        "device": device_name(config.device),
+        "evaluated": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_atomically(folder / CELL_FILE, json.dumps(record, indent=2) + "\n")
+    return run
+
+
+def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
+    """Score test and validation part and write the test's report.
+
+    Returns:
+        ``validation``, the figures that a choice between losses and scores may look at, and ``published_score``, those of
+        the test with float32 probabilities; None for a background class, which the published code does not have.
+
+    Raises:
+        TrainingDiverged: a score is not finite.
+    """
+    scored = score_test(run, device=device, show_progress=show_progress)
+    _check_finite(scored, "test")
+    rule = write_report(run)["rule"]
+    names = list(scored.scores)
+    data = run.protocol_data(("train", "validation") if need_fitting(names) else ("validation",))
+    validation = score_split(
+        scoring_classifier(run, data, names, device=device, show_progress=show_progress),
+        data.validation,
+        data.preprocessing,
+        workers=run.config.workers,
+        description="validation",
+        show_progress=show_progress,
+    )
+    _check_finite(validation, "validation")
+    validation.save(run.folder / VALIDATION_SCORES)
+    has_background = LOSSES[run.config.loss].background
+    return {
+        "validation": _figures(validation, rule),
+        "published_score": None
+        if has_background
+        else _figures(
+            replace(scored, scores={PUBLISHED_SCORE: float32_probabilities(scored)}), rule
+        ),
+    }
+
+
+def float32_probabilities(scored: Scored) -> NDArray[np.float32]:
+    """The largest softmax probability as the published code thresholds it, in float32, (N,)."""
+    probabilities: NDArray[np.float32] = (
+        torch.from_numpy(scored.logits).softmax(dim=1).amax(dim=1).numpy()
+    )
+    return probabilities
+
+
+def _figures(scored: Scored, rule: str) -> dict[str, Any]:
+    report = build_report(
+        scored, config={}, notes=[], counts={}, factory=None, rule=rule, repeats=_REPEATS
+    )
+    return {key: report[key] for key in ("rule", "accuracy", "scores")}
+
+
+def _check_finite(scored: Scored, part: str) -> None:
+    broken = [name for name, values in scored.scores.items() if not np.isfinite(values).all()]
+    if broken:
+        raise TrainingDiverged(
+            f"the {part} part has {', '.join(broken)} scores that are not finite"
+        )
+
+
+def current_commit() -> str | None:
+    """Of the working copy, with "+" where tracked files are changed; None outside of one."""
+    root = Path(__file__).parents[1]
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"],
+            cwd=root, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def device_name(device: str) -> str:
+    """The hardware, for people."""
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _summary(rows: list[Row]) -> str:
+    for row in rows:
+        if "diverged" in row:
+            return str(row["diverged"])
+        if (row["group"], row["score"]) == ("unknowns", "softmax"):
+            figures = {target: cell["value"] for target, cell in row["ccr_at_fpr"].items()}
+            shown = [
+                f"CCR@{target} {'-' if figures[target] is None else format(figures[target], '.4f')}"
+                for target in ("0.001", "0.01", "0.1")
+            ]
+            return f"{', '.join(shown)}, accuracy {row['accuracy']['value']:.4f}"
+    return "no unknowns in the test part"
+
+
+class _Budget:
+    """Interrupts the process, as Ctrl-C does, when the time is over; entered, it watches.
+
+    Attributes:
+        is_spent: whether that happened.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes, self.is_spent = minutes, False
+        self._former: Any = None
+
+    def __enter__(self) -> _Budget:
+        if self.minutes is not None:
+            self._former = signal.signal(signal.SIGALRM, self._stop)
+            # Again every minute: an exception that a destructor swallows must not cost the whole budget.
+            signal.setitimer(signal.ITIMER_REAL, 60 * self.minutes, 60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.minutes is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._former)
+
+    def _stop(self, *_: object) -> None:
+        self.is_spent = True
+        # The training loop decides how it is interrupted: it keeps its place.
+        signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,201 @@
+"""The free options of a run: which there are for a protocol and a loss, of which type, with which default."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from openset.networks import ACTIVATIONS, NETWORKS
+from training.choices import DIGITS, PRECISIONS
+from training.data import load_protocol
+from training.losses import LOSSES, LossSpec, protocol_defaults
+from training.losses.criterion import ABOVE_BOUND, DEFAULT_MAGNITUDE_WEIGHT, allowed_options
+from training.losses.scales import MARGIN_AWARE, MARGIN_AWARE_PROBABILITY, SCALE_RULES
+from training.presets import PRESETS, Preset
+from training.protocols import FOLDERS, get_protocol
+from training.recommendations import RECOMMENDED, recommendation
+
+_FLAG, _NUMBER, _WHOLE = "true or false", "number", "whole number"
+
+# What the type of a default does not tell.
+_TYPES = {
+    "scale": f"number or {', '.join(SCALE_RULES)}",
+    "feature_dim": "whole number or C-1, C, C+1, 4C",
+    "magnitude_weight": f"number or {ABOVE_BOUND}",
+    "target_magnitude": _NUMBER,
+    "head": "soft or hard",
+    "cce_mean": "all or known",
+    "center_norm": "differentiable or projected",
+    "activation": " or ".join(ACTIVATIONS),
+    "digits": " or ".join(DIGITS),
+    "size": "full or small",
+    "on_unreadable": "fail or skip",
+    "image_size": "whole number (pixels)",
+    "precision": ", ".join(PRECISIONS),
+    "schedule": "constant or cosine",
+    "augmentation": ", ".join(sorted({preset.augmentation for preset in PRESETS.values()})),
+    "ema_decay": "number or null",
+    "max_gradient_norm": "number or null",
+    "initial_weights": "folder of a finished run, or file of ResNet-50 weights",
+    "scores": "names, comma-separated, or all",
+}
+_RUN = {
+    "as_published": False,
+    "compile": False,
+    "checkpoint_seconds": 120.0,
+    "initial_weights": None,
+    "scores": "softmax,logit",
+}
+# Names in a criterion's specification that differ from the option's.
+_IN_SPEC = {"head": "normalization"}
+_OF_LOSSES = {
+    "detach_radial": False,
+    "margin_warmup_epochs": 0.0,
+    "magnitude_weight": DEFAULT_MAGNITUDE_WEIGHT,
+    "target_magnitude": "the scale",
+    "scale_probability": MARGIN_AWARE_PROBABILITY,
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One free option.
+
+    Attributes:
+        name: as in ``OPTIONS="name=value"``.
+        kind: its type, for people.
+        default: what it is where nobody names it.
+    """
+
+    name: str
+    kind: str
+    default: Any
+
+
+def options_of(
+    protocol: str, loss: str, preset: str | None = None, *, scale: float | str | None = None
+) -> dict[str, list[Option]]:
+    """All options there are for a protocol and a loss, by what they change.
+
+    Args:
+        protocol: entry of ``training.protocols.PROTOCOLS``.
+        loss: entry of ``training.losses.LOSSES``, or "recommended".
+        preset: whose values are the defaults; None for "thesis", or the recommended one.
+        scale: of the loss, if not the protocol's; some rules have an option of their own.
+
+    Returns:
+        Options by group: loss, network, preset, data, run.
+
+    Raises:
+        ValueError: unknown protocol, loss or preset.
+    """
+    chosen: dict[str, Any] = {}
+    if loss == RECOMMENDED:
+        choice = recommendation(protocol)
+        loss, preset, chosen = choice.loss, preset or choice.preset, dict(choice.options)
+    preset = preset or "thesis"
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
+    network = "lenet_plus_plus" if get_protocol(protocol).kind == "characters" else "resnet50"
+    found = {
+        "loss": _loss_defaults(protocol, loss, scale),
+        "network": _defaults(NETWORKS[network]),
+        "preset": {item.name: getattr(PRESETS[preset], item.name) for item in fields(Preset)},
+        "data": _data_defaults(protocol),
+        "run": _RUN,
+    }
+    return {
+        group: [
+            Option(name, _TYPES.get(name) or _type_of(default), chosen.get(name, default))
+            for name, default in sorted(defaults.items())
+        ]
+        for group, defaults in found.items()
+    }
+
+
+def refuse_unknown(
+    left: Iterable[str], protocol: str, loss: str, preset: str, *, scale: float | str
+) -> None:
+    """Refuse options that nothing has taken and the loss does not have.
+
+    Raises:
+        ValueError: names them, and all that there are.
+    """
+    found = options_of(protocol, loss, preset, scale=scale)
+    unknown = sorted(set(left) - {option.name for option in found["loss"]})
+    if unknown:
+        groups = "; ".join(
+            f"{group}: {', '.join(option.name for option in options)}"
+            for group, options in found.items()
+        )
+        raise ValueError(
+            f"protocol {protocol!r} with loss {loss!r} has no option {', '.join(unknown)}; there are {groups}. Types and "
+            f"defaults: python -m training.train --list-options --protocol {protocol} --loss {loss}"
+        )
+
+
+def listing(protocol: str, loss: str, preset: str | None = None) -> str:
+    """The options as a text table, one a line below the name of each group."""
+    found = options_of(protocol, loss, preset)
+    everything = [option for options in found.values() for option in options]
+    name_width = max(len(option.name) for option in everything)
+    kind_width = max(len(option.kind) for option in everything)
+    lines = [f'options of {protocol} with {loss}: OPTIONS="name=value ...", or --option name=value']
+    for group, options in found.items():
+        lines += ["", f"{group}:"]
+        lines += [
+            f"  {option.name:{name_width}}  {option.kind:{kind_width}}  default {_shown(option.default)}"
+            for option in options
+        ]
+    return "\n".join(lines)
+
+
+def _loss_defaults(protocol: str, loss: str, scale: float | str | None) -> dict[str, Any]:
+    named = protocol_defaults(protocol, loss)
+    del named["epochs"]
+    named["feature_dim"] = named["feature_dim"] or "C"
+    spec = LOSSES[loss]
+    allowed = allowed_options(spec, MARGIN_AWARE if scale is None else scale)
+    return {name: _loss_default(spec, name) for name in allowed} | named
+
+
+def _loss_default(spec: LossSpec, name: str) -> Any:
+    if name in _OF_LOSSES:
+        return _OF_LOSSES[name]
+    holder = spec.margin if hasattr(spec.margin, name) else spec
+    return getattr(holder, _IN_SPEC.get(name, name))
+
+
+def _defaults(function: Any) -> dict[str, Any]:
+    """Keyword options of a function with their defaults."""
+    parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
+    return {
+        name: one.default
+        for name, one in parameters.items()
+        if one.default is not inspect.Parameter.empty
+    }
+
+
+def _data_defaults(protocol: str) -> dict[str, Any]:
+    defaults = _defaults(load_protocol)
+    if protocol == "glyphs":
+        names = ["size"]
+    elif get_protocol(protocol).kind == "characters":
+        names = ["digits", "download"]
+    else:
+        names = ["image_size", "on_unreadable"]
+        names += [] if protocol == FOLDERS else ["allow_missing_classes"]
+        defaults["image_size"] = 224
+    return {name: defaults[name] for name in names} | {"split_seed": defaults["seed"]}
+
+
+def _type_of(default: Any) -> str:
+    return {bool: _FLAG, int: _WHOLE, float: _NUMBER}.get(type(default), "text")
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool) or default is None:
+        return {True: "true", False: "false", None: "none"}[default]
+    return f"{default:g}" if isinstance(default, float) else str(default)
