@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Below this length a vector has no direction; it is treated as the zero vector.
 TINY = 1e-12
@@ -15,17 +18,41 @@ def magnitudes(features: Tensor) -> Tensor:
     return lengths
 
 
-def normalize(vectors: Tensor) -> Tensor:
-    """Rows scaled to unit length, (M, D) -> (M, D); a zero row stays zero and has a finite gradient."""
-    return torch.nn.functional.normalize(vectors, dim=1, eps=TINY)
+class _Normalize(torch.autograd.Function):
+    """u = r v / |v| with its gradient in closed form, r (g - (g.u) u / r^2) / |v|: half of what autograd's own takes."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, length: float) -> Tensor:
+        divisors = magnitudes(vectors)[:, None].clamp(min=TINY) / length
+        scaled: Tensor = vectors / divisors
+        ctx.save_for_backward(scaled, divisors)
+        ctx.length = length
+        return scaled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        scaled, divisors = ctx.saved_tensors
+        along = (gradient * scaled).sum(dim=1, keepdim=True)
+        across: Tensor = torch.addcmul(gradient, along, scaled, value=-1.0 / ctx.length**2)
+        return across.div_(divisors), None
 
 
-def cosines(features: Tensor, centers: Tensor) -> Tensor:
-    """Cosine of every feature with every class center, (N, D), (C, D) -> (N, C) in [-1, 1].
+def normalize(vectors: Tensor, *, length: float = 1.0) -> Tensor:
+    """Rows scaled to a length, (M, D) -> (M, D); a zero row stays zero and has a finite gradient.
 
-    A zero feature has cosine 0 with all centers. Lengths of the centers do not matter.
+    Differentiable once: there is no gradient of its gradient.
     """
-    return (normalize(features) @ normalize(centers).T).clamp(-1.0, 1.0)
+    scaled: Tensor = _Normalize.apply(vectors, length)
+    return scaled
+
+
+def cosines(products: Tensor, lengths: Tensor) -> Tensor:
+    """Cosines in [-1, 1] from dot products, (N, C), and the products of both vectors' lengths, (N, C) or (N, 1).
+
+    A zero vector has cosine 0 with all others.
+    """
+    return (products / lengths.clamp(min=TINY)).clamp(-1.0, 1.0)
 
 
 def angles(cosines: Tensor) -> Tensor:
