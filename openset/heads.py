@@ -154,25 +154,17 @@ class NormalizedHead(nn.Module):
         """Compute the output of N features, (N, D), in float32."""
         with torch.autocast(features.device.type, enabled=False):
             features = _at_least_float32(features)
-            if self.normalization == "hard":
-                assert self.scale is not None
-                vectors = geometry.normalize(features, length=self.scale)
-                radii = features.new_full((features.shape[0], 1), self.scale)
-            else:
-                vectors, radii = features, geometry.magnitudes(features)[:, None]
-            logits = vectors @ self._unit_centers(features.dtype).T
+            # A projected center is unit already in training; its gradient keeps the radial part on purpose.
+            is_projected = self.center_norm == "projected" and self.training
+            if is_projected:
+                with torch.no_grad():
+                    for weight in self.parameters():
+                        weight.copy_(geometry.normalize(weight))
+            centers = _joined(self.weight, self.background).to(features.dtype)
+            length = self.scale if self.normalization == "hard" else None
+            logits, radii = geometry.products(features, centers, length=length, unit=is_projected)
             output = OpenSetOutput(features, geometry.cosines(logits, radii), radii, logits)
             return output if self.background is None else _background_apart(output)
-
-    def _unit_centers(self, dtype: torch.dtype) -> Tensor:
-        """All centers at unit length, the background's last, (C, D) or (C + 1, D)."""
-        if self.center_norm == "differentiable" or not self.training:
-            return geometry.normalize(_joined(self.weight, self.background).to(dtype))
-        # A projected center is unit already in training; its gradient keeps the radial part on purpose.
-        with torch.no_grad():
-            for weight in self.parameters():
-                weight.copy_(geometry.normalize(weight))
-        return _joined(self.weight, self.background).to(dtype)
 
 
 Head = LinearHead | NormalizedHead
