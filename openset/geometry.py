@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Below this length a vector has no direction; it is treated as the zero vector.
 TINY = 1e-12
@@ -15,17 +18,78 @@ def magnitudes(features: Tensor) -> Tensor:
     return lengths
 
 
+class _Products(torch.autograd.Function):
+    """See ``products``: one node, with half of the passes that autograd's own gradient of normalized vectors takes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, centers: Tensor, length: float | None, unit: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.length, ctx.unit = length, unit
+        radii = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+        divisors, vectors = radii.clamp(min=TINY), features
+        if length is not None:
+            divisors, radii = divisors / length, torch.full_like(radii, length)
+            vectors = features / divisors
+            ctx.mark_non_differentiable(radii)
+        sizes = centers
+        if not unit:
+            sizes = torch.linalg.vector_norm(centers, dim=1, keepdim=True).clamp(min=TINY)
+            centers = centers / sizes
+        ctx.save_for_backward(vectors, divisors, centers, sizes)
+        return vectors @ centers.T, radii
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_products: Tensor, of_radii: Tensor) -> tuple[Tensor | None, ...]:
+        vectors, divisors, centers, sizes = ctx.saved_tensors
+        of_vectors, of_centers = of_products @ centers, of_products.T @ vectors
+        if ctx.length is None:
+            of_features = of_vectors.addcmul_(vectors, of_radii / divisors)
+        else:
+            of_features = _across(of_vectors, vectors, divisors, ctx.length)
+        if not ctx.unit:
+            of_centers = _across(of_centers, centers, sizes, 1.0)
+        return of_features, of_centers, None, None
+
+
+def _across(gradient: Tensor, scaled: Tensor, divisors: Tensor, length: float) -> Tensor:
+    """Gradient of v from that of r v / |v|: r (g - (g.u) u / r^2) / |v|; the first argument is overwritten."""
+    along = (gradient * scaled).sum(dim=1, keepdim=True)
+    return gradient.addcmul_(along, scaled, value=-1.0 / length**2).div_(divisors)
+
+
+def products(
+    features: Tensor, centers: Tensor, *, length: float | None = None, unit: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Dot products of features with centers of unit length, and the features' lengths.
+
+    Differentiable once: there is no gradient of its gradient. That is finite where a feature or center is zero.
+
+    Args:
+        features: (N, D).
+        centers: (M, D).
+        length: put features at this length first; None leaves them at their own.
+        unit: centers are unit already, and their gradient keeps its radial part.
+
+    Returns:
+        Products, (N, M), and the lengths that features have in them, (N, 1).
+    """
+    dots, radii = _Products.apply(features, centers, length, unit)
+    return dots, radii
+
+
 def normalize(vectors: Tensor) -> Tensor:
     """Rows scaled to unit length, (M, D) -> (M, D); a zero row stays zero and has a finite gradient."""
     return torch.nn.functional.normalize(vectors, dim=1, eps=TINY)
 
 
-def cosines(features: Tensor, centers: Tensor) -> Tensor:
-    """Cosine of every feature with every class center, (N, D), (C, D) -> (N, C) in [-1, 1].
+def cosines(products: Tensor, lengths: Tensor) -> Tensor:
+    """Cosines in [-1, 1] from dot products, (N, C), and the products of both vectors' lengths, (N, C) or (N, 1).
 
-    A zero feature has cosine 0 with all centers. Lengths of the centers do not matter.
+    A zero vector has cosine 0 with all others.
     """
-    return (normalize(features) @ normalize(centers).T).clamp(-1.0, 1.0)
+    return (products / lengths.clamp(min=TINY)).clamp(-1.0, 1.0)
 
 
 def angles(cosines: Tensor) -> Tensor:

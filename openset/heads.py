@@ -46,6 +46,30 @@ def _initial_centers(num_classes: int, feature_dim: int) -> Tensor:
     )  # Xavier normal
 
 
+def _at_least_float32(features: Tensor) -> Tensor:
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def _joined(weight: Tensor, background: Tensor | None) -> Tensor:
+    """One matrix product for all centers, the background's last."""
+    return weight if background is None else torch.cat([weight, background])
+
+
+def _background_apart(output: OpenSetOutput) -> OpenSetOutput:
+    """The last column, of the background center, in fields of its own."""
+    classes = output.logits.shape[1] - 1
+    cosines, background_cosines = output.cosines.split_with_sizes([classes, 1], dim=1)
+    logits, background_logits = output.logits.split_with_sizes([classes, 1], dim=1)
+    return OpenSetOutput(
+        output.features,
+        cosines,
+        output.radii[:, :classes],
+        logits,
+        background_cosines.squeeze(1),
+        background_logits.squeeze(1),
+    )
+
+
 class LinearHead(nn.Module):
     """Free centers without bias: ``logits = features @ centers.T``.
 
@@ -73,19 +97,12 @@ class LinearHead(nn.Module):
     def forward(self, features: Tensor) -> OpenSetOutput:
         """Compute the output of N features, (N, D), in float32."""
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float() if features.dtype != torch.float64 else features
-            weight = self.weight.to(features.dtype)
-            lengths = geometry.magnitudes(weight)
-            radii = geometry.magnitudes(features)[:, None] * lengths[None, :]
-            cosines = geometry.cosines(features, weight)
-            output = OpenSetOutput(features, cosines, radii, features @ weight.T)
-            if self.background is None:
-                return output
-            center = self.background.to(features.dtype)
-            return output._replace(
-                background_cosines=geometry.cosines(features, center)[:, 0],
-                background_logits=(features @ center.T)[:, 0],
-            )
+            features = _at_least_float32(features)
+            weight = _joined(self.weight, self.background).to(features.dtype)
+            radii = geometry.magnitudes(features)[:, None] * geometry.magnitudes(weight)
+            logits = features @ weight.T
+            output = OpenSetOutput(features, geometry.cosines(logits, radii), radii, logits)
+            return output if self.background is None else _background_apart(output)
 
 
 class NormalizedHead(nn.Module):
@@ -136,33 +153,18 @@ class NormalizedHead(nn.Module):
     def forward(self, features: Tensor) -> OpenSetOutput:
         """Compute the output of N features, (N, D), in float32."""
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float() if features.dtype != torch.float64 else features
-            cosines, logits = self._similarities(features, self.weight)
-            if self.normalization == "hard":
-                assert self.scale is not None
-                radii = features.new_full((features.shape[0], 1), self.scale)
-            else:
-                radii = geometry.magnitudes(features)[:, None]
-            output = OpenSetOutput(features, cosines, radii, logits)
-            if self.background is None:
-                return output
-            cosines, logits = self._similarities(features, self.background)
-            return output._replace(background_cosines=cosines[:, 0], background_logits=logits[:, 0])
-
-    def _similarities(self, features: Tensor, weight: nn.Parameter) -> tuple[Tensor, Tensor]:
-        """Cosines and logits of N features with M stored centers, (N, M) each."""
-        # A projected center is unit already in training; its gradient keeps the radial part on purpose.
-        keeps_stored = self.center_norm == "projected" and self.training
-        if keeps_stored:
-            with torch.no_grad():
-                weight.copy_(geometry.normalize(weight))
-        stored = weight.to(features.dtype)
-        centers = stored if keeps_stored else geometry.normalize(stored)
-        cosines = (geometry.normalize(features) @ centers.T).clamp(-1.0, 1.0)
-        if self.normalization == "hard":
-            assert self.scale is not None
-            return cosines, self.scale * cosines
-        return cosines, features @ centers.T
+            features = _at_least_float32(features)
+            # A projected center is unit already in training; its gradient keeps the radial part on purpose.
+            is_projected = self.center_norm == "projected" and self.training
+            if is_projected:
+                with torch.no_grad():
+                    for weight in self.parameters():
+                        weight.copy_(geometry.normalize(weight))
+            centers = _joined(self.weight, self.background).to(features.dtype)
+            length = self.scale if self.normalization == "hard" else None
+            logits, radii = geometry.products(features, centers, length=length, unit=is_projected)
+            output = OpenSetOutput(features, geometry.cosines(logits, radii), radii, logits)
+            return output if self.background is None else _background_apart(output)
 
 
 Head = LinearHead | NormalizedHead

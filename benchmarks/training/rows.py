@@ -10,12 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).parents[2]
+
+# A line of a page that is otherwise written by hand; the table stands between the two.
+TABLE_BEGINS, TABLE_ENDS = "<!-- table begins -->", "<!-- table ends -->"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,43 @@ def say(row: Row) -> None:
     ratio = "" if row.ratio is None else f"{row.ratio:.3g}x"
     met = {True: "met", False: "MISSED", None: ""}[row.met]
     print(f"{row.name:78} {value:>22} {ratio:>8}  {row.aim:24} {met}", flush=True)
+
+
+class Table:
+    """Rows of one run of the benchmark; each is said and written as soon as it is known.
+
+    Args:
+        json: file for the rows and the machine; None writes none.
+        markdown: file for the table. A page that holds the lines ``TABLE_BEGINS`` and ``TABLE_ENDS`` gets it between them
+            and is otherwise kept; any other file is replaced.
+    """
+
+    def __init__(self, *, json: Path | None = None, markdown: Path | None = None) -> None:
+        self.rows: list[Row] = []
+        self._json, self._markdown = json, markdown
+
+    def add(self, rows: list[Row]) -> None:
+        """Say them, and write both files anew; whoever reads one sees a whole table."""
+        self.rows += rows
+        for row in rows:
+            say(row)
+        if self._json is not None:
+            _replace(self._json, dumps(content(self.rows), indent=2, ensure_ascii=False) + "\n")
+        if self._markdown is not None:
+            _replace(self._markdown, _put_into(self._markdown, markdown(self.rows)))
+
+
+def _put_into(page: Path, table: str) -> str:
+    text = page.read_text() if page.is_file() else ""
+    before, begins, rest = text.partition(TABLE_BEGINS)
+    _, ends, after = rest.partition(TABLE_ENDS)
+    return f"{before}{begins}\n\n{table}\n{ends}{after}" if ends else table
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, file)
 
 
 def content(rows: list[Row]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from training.losses.scales import (
     magnitude_weight_above_bound,
     resolve_scale,
 )
-from training.losses.table import AS_PUBLISHED, LOSSES, RING, SYMMETRIC_OBJECTOSPHERE, LossSpec
+from training.losses.table import AS_PUBLISHED, LOSSES, LossSpec
 
 DEFAULT_MAGNITUDE_WEIGHT = 0.01
 ABOVE_BOUND = "above_bound"
@@ -102,31 +102,34 @@ class OpenSetCriterion(nn.Module):
                 factor=self.margin_factor,
                 detach_radial=self.detach_radial,
             )
-            known = is_known(labels)
-            known_count = known.sum().clamp(min=1)
-            everyone = known_count if not spec.uses_negatives else len(labels)
+            everyone = len(labels) if spec.uses_negatives else _known_count(labels)
             if spec.entropic:
-                loss = terms.entropic_open_set_loss(logits, labels).sum() / everyone
+                loss = terms.entropic_open_set_loss(logits, labels) / everyone
             else:
-                divisor = known_count if spec.cce_mean == "known" else everyone
-                loss = terms.cross_entropy(logits, targets).sum() / divisor
+                divisor = _known_count(labels) if spec.cce_mean == "known" else everyone
+                loss = terms.cross_entropy(logits, targets) / divisor
             if spec.magnitude is None:
                 return loss
-            magnitude = self._magnitude_term(output, labels)
-            if not spec.uses_negatives:
-                magnitude = torch.where(known, magnitude, torch.zeros_like(magnitude))
-            return loss + self.magnitude_weight * magnitude.sum() / everyone
+            magnitude = self._magnitude_term(output, labels) / everyone
+            return torch.add(loss, magnitude, alpha=self.magnitude_weight)
 
     def _magnitude_term(self, output: OpenSetOutput, labels: Tensor) -> Tensor:
-        magnitudes = geometry.magnitudes(output.features)
-        if self.spec.magnitude == RING:
-            return terms.ring_loss(magnitudes, target_magnitude=self.target_magnitude)
-        return terms.objectosphere_loss(
-            magnitudes,
-            labels,
-            target_magnitude=self.target_magnitude,
-            symmetric=self.spec.magnitude == SYMMETRIC_OBJECTOSPHERE,
+        spec = self.spec
+        assert spec.magnitude is not None
+        is_soft = spec.head == "soft"  # then the radii are the magnitudes
+        magnitudes = output.radii.squeeze(1) if is_soft else geometry.magnitudes(output.features)
+        wanted = terms.wanted_magnitudes(
+            spec.magnitude, magnitudes, labels, target_magnitude=self.target_magnitude
         )
+        if not spec.uses_negatives:
+            wanted = torch.where(is_known(labels), wanted, magnitudes.detach())
+        return terms.magnitude_loss(magnitudes, wanted)
+
+
+def _known_count(labels: Tensor) -> Tensor:
+    """Number of knowns, at least 1."""
+    count: Tensor = is_known(labels).sum().clamp(min=1)
+    return count
 
 
 _CRITERION_OPTIONS = (
@@ -220,7 +223,7 @@ def build_loss(
         **({"probability": options["scale_probability"]} if "scale_probability" in options else {}),
     )
     head = build_head(
-        spec.normalization if spec.unit_centers else "none",
+        spec.head,
         num_classes=num_classes,
         feature_dim=feature_dim,
         scale=number,

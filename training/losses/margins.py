@@ -19,10 +19,10 @@ from openset.labels import is_known
 
 
 class Margin(Protocol):
-    """Turns the target's cosine c into g(c), both (N,)."""
+    """Turns the target's cosine c into g(c), of the same shape."""
 
     def margin_cosine(self, cosines: Tensor, factor: float) -> Tensor:
-        """g(c) with the margin scaled by ``factor`` (warm-up), (N,)."""
+        """g(c) with the margin scaled by ``factor`` (warm-up)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CosineMargin:
     cosine_margin: float = 0.35
 
     def margin_cosine(self, cosines: Tensor, factor: float) -> Tensor:
-        """g(c), (N,)."""
+        """g(c)."""
         return cosines - factor * self.cosine_margin
 
 
@@ -49,7 +49,7 @@ class AngularMargin:
     monotone: bool = False
 
     def margin_cosine(self, cosines: Tensor, factor: float) -> Tensor:
-        """g(c), (N,)."""
+        """g(c)."""
         margin = factor * self.angular_margin
         angles = torch.arccos(cosines.clamp(-1.0, 1.0))
         shifted = torch.cos((angles + margin).clamp(max=math.pi))
@@ -65,7 +65,7 @@ class MultiplicativeAngularMargin:
     multiplicative_margin: float = 1.2
 
     def margin_cosine(self, cosines: Tensor, factor: float) -> Tensor:
-        """g(c), (N,); ``factor`` leads from 1 (no margin) to the full multiple."""
+        """g(c); ``factor`` leads from 1 (no margin) to the full multiple."""
         multiple = 1.0 + factor * (self.multiplicative_margin - 1.0)
         multiplied = multiple * torch.arccos(cosines.clamp(-1.0, 1.0))
         turns = torch.floor(multiplied / math.pi)
@@ -121,14 +121,15 @@ def margin_logits(
     """
     if margin is None:
         return output.logits
-    known = is_known(labels)
+    own = labels.clamp(min=0)[:, None]
+    is_foreign = ~is_known(labels)[:, None]
     if isinstance(margin, LogitMargin):
-        change = torch.full_like(output.logits[:, 0], -factor * margin.logit_margin)
-    else:
-        cosine = target_entries(output.cosines, labels)
-        radius = target_entries(output.radii.expand_as(output.cosines), labels)
-        # The step g(c) - c is a constant for the gradient: the angle's derivative stays that of the plain cosine.
-        step = (margin.margin_cosine(cosine, factor) - cosine).detach()
-        change = (radius * step).detach() if detach_radial else radius * step
-    change = torch.where(known, change, torch.zeros_like(change))
-    return output.logits.scatter_add(1, labels.clamp(min=0)[:, None], change[:, None])
+        change = torch.full_like(output.logits[:, :1], -factor * margin.logit_margin)
+        return output.logits.scatter_add(1, own, change.masked_fill(is_foreign, 0.0))
+    # The step g(c) - c is a constant for the gradient: the angle's derivative stays that of the plain cosine.
+    cosine = output.cosines.detach().gather(1, own)
+    step = (margin.margin_cosine(cosine, factor) - cosine).masked_fill(is_foreign, 0.0)
+    radius = output.radii if output.radii.shape[1] == 1 else output.radii.gather(1, own)
+    if detach_radial:
+        radius = radius.detach()
+    return output.logits.scatter_add(1, own, radius * step)

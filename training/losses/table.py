@@ -48,6 +48,11 @@ class LossSpec:
     background: bool = False
     background_margin: bool = False
 
+    @property
+    def head(self) -> str:
+        """Normalization of the head that is built."""
+        return self.normalization if self.unit_centers else "none"
+
 
 _COS, _ARC = CosineMargin(), AngularMargin()
 

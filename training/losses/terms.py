@@ -1,43 +1,50 @@
-"""Per-sample loss terms, all (N,); the mean is taken in one place, the criterion."""
+"""Loss terms, summed over the N samples of a batch; the sums are divided in one place, the criterion.
+
+Sums are taken by torch's own losses, one operation each: a step is made of so few values that every operation counts.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from openset.labels import is_known
-from training.losses.margins import target_entries
+from openset.labels import NEGATIVE, is_known
+from training.losses.table import OBJECTOSPHERE, RING
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log p_y of knowns, 0 for all others, (N,) (thesis eq. 3.5)."""
-    own = target_entries(logits.log_softmax(dim=1), labels)
-    return torch.where(is_known(labels), -own, torch.zeros_like(own))
+    """-log p_y of knowns (thesis eq. 3.5); others count nothing."""
+    return functional.cross_entropy(logits, labels, ignore_index=NEGATIVE, reduction="sum")
 
 
 def entropic_open_set_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log p_y of knowns; -mean_c log p_c of all others, least (ln C) when p is uniform, (N,) (eq. 3.17)."""
-    log_probabilities = logits.log_softmax(dim=1)
-    own = target_entries(log_probabilities, labels)
-    return -torch.where(is_known(labels), own, log_probabilities.mean(dim=1))
+    """-log p_y of knowns; -mean_c log p_c of all others, least (ln C) when p is uniform (eq. 3.17)."""
+    log_p = logits.log_softmax(dim=1)
+    of_knowns = functional.nll_loss(log_p, labels, ignore_index=NEGATIVE, reduction="sum")
+    shares = (~is_known(labels)).to(log_p.dtype) / log_p.shape[1]
+    return of_knowns - log_p.sum(dim=1).dot(shares)
 
 
-def ring_loss(magnitudes: Tensor, *, target_magnitude: float) -> Tensor:
-    """(s - a)^2 of every sample, (N,) (eq. 4.3; without the original paper's factor 1/2)."""
-    return (target_magnitude - magnitudes).square()
-
-
-def objectosphere_loss(
-    magnitudes: Tensor, labels: Tensor, *, target_magnitude: float, symmetric: bool
+def wanted_magnitudes(
+    kind: str, magnitudes: Tensor, labels: Tensor, *, target_magnitude: float
 ) -> Tensor:
-    """Pull negatives to magnitude 0 and knowns to xi or beyond, (N,).
+    """Where a magnitude term pulls each sample, (N,), a constant for the gradient.
 
     Args:
+        kind: "ring" pulls all to xi (eq. 4.3), "symmetric_objectosphere" knowns to xi and all others to 0 (eq. 4.4),
+            "objectosphere" likewise but leaves knowns beyond xi where they are (eq. 3.19).
         magnitudes: lengths of the deep features, (N,).
         labels: (N,).
         target_magnitude: xi.
-        symmetric: punish knowns beyond xi as well (eq. 4.4); else only below it (eq. 3.19).
     """
-    missing = target_magnitude - magnitudes
-    of_knowns = missing if symmetric else missing.clamp(min=0.0)
-    return torch.where(is_known(labels), of_knowns, magnitudes).square()
+    if kind == OBJECTOSPHERE:
+        wanted = magnitudes.detach().clamp(min=target_magnitude)
+    else:
+        wanted = torch.full_like(magnitudes, target_magnitude)
+    return wanted if kind == RING else wanted.masked_fill(~is_known(labels), 0.0)
+
+
+def magnitude_loss(magnitudes: Tensor, wanted: Tensor) -> Tensor:
+    """Sum of (a - wanted)^2, of (N,) each; without the factor 1/2 of ring loss' original paper."""
+    return functional.mse_loss(magnitudes, wanted, reduction="sum")
