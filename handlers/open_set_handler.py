@@ -58,7 +58,9 @@ class OpenSetHandler:
         self.weights_sha256 = weights_digest(folder)
         self.path = self.classifier.path.key
         threads = int(settings.get("decode_threads") or len(os.sched_getaffinity(0)))
-        self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self.decoders = ThreadPoolExecutor(
+            threads, thread_name_prefix="decode", initializer=_use_all_cores
+        )
         self._warm_up(int(properties.get("batch_size") or 1))
 
     @staticmethod
@@ -204,6 +206,11 @@ class OpenSetHandler:
             }
             for i in range(len(requests))
         ]
+
+
+def _use_all_cores() -> None:
+    """Give the calling thread the frontend's cores: the main thread, whose core it took over, may be bound to a single one."""
+    os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
 
 
 def _out_of_memory(detail: str) -> Refusal:

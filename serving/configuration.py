@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +31,16 @@ _LONGEST_SOCKET_PATH = (
 )
 
 
-def device_defaults(device: str) -> dict[str, int]:
-    """Of a device; "auto" means a GPU where the driver's ``nvidia-smi`` is, by which TorchServe looks for one too."""
+def compute_device(device: str) -> str:
+    """Device that computes: "auto" means a GPU where the driver's ``nvidia-smi`` is, by which TorchServe looks for one too."""
     if device == "auto":
-        device = "cuda" if shutil.which("nvidia-smi") else "cpu"
-    return DEVICE_DEFAULTS[device]
+        return "cuda" if shutil.which("nvidia-smi") else "cpu"
+    return device
+
+
+def device_defaults(device: str) -> dict[str, int]:
+    """Of a device, see ``compute_device``."""
+    return DEVICE_DEFAULTS[compute_device(device)]
 
 
 def _default_compile_cache() -> Path:
@@ -128,6 +134,20 @@ class ServingSettings:
     def worker_threads(self) -> int:
         """Computing threads of one worker on a CPU."""
         return max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+    def thread_environment(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Environment of the worker's computing threads; what ``given`` says of their places stays.
+
+        On a CPU a single worker has a thread for every core, each bound to its own: two threads that land on one core wait for
+        each other until the scheduler parts them, which costs a request 0.1 to 0.3 s (docs/results/serving-speed.md). Several
+        workers would all be bound to the first cores.
+        """
+        bound = self.workers == 1 and compute_device(self.device) == "cpu"
+        is_placed = any(name in given for name in ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY"))
+        return {
+            "OMP_NUM_THREADS": str(self.worker_threads()),
+            **({"OMP_PROC_BIND": "true"} if bound and not is_placed else {}),
+        }
 
     def read_back(self) -> dict[str, int]:
         """What ``GET /models/<name>`` must report."""

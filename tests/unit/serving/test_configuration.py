@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,3 +22,34 @@ def test_what_the_gateway_gave_up_is_shed_a_little_after_its_deadline(
     (tmp_path / "tiny.mar").touch()
     settings = ServingSettings(model="tiny", model_store=tmp_path, run_dir=tmp_path)
     assert yaml.safe_load(model_config(settings))["clientTimeoutInMills"] == shed_ms
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.mar").touch()
+    return tmp_path
+
+
+def test_a_single_cpu_worker_has_a_thread_bound_to_each_core(archive: Path) -> None:
+    settings = ServingSettings(model="tiny", model_store=archive, run_dir=archive, device="cpu")
+    assert settings.thread_environment({}) == {
+        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        "OMP_PROC_BIND": "true",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "given"),
+    [
+        ({"workers": 2}, {}),
+        ({"device": "cuda"}, {}),
+        ({}, {"OMP_PROC_BIND": "false"}),
+        ({}, {"GOMP_CPU_AFFINITY": "1 0"}),
+    ],
+)
+def test_threads_are_not_bound_to_cores_that_others_hold_or_the_operator_chose(
+    archive: Path, changes: dict[str, Any], given: dict[str, str]
+) -> None:
+    options: dict[str, Any] = {"device": "cpu", **changes}
+    settings = ServingSettings(model="tiny", model_store=archive, run_dir=archive, **options)
+    assert "OMP_PROC_BIND" not in settings.thread_environment(given)
