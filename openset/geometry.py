@@ -26,11 +26,8 @@ class _Products(torch.autograd.Function):
         ctx: Any, features: Tensor, centers: Tensor, length: float | None, unit: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.length, ctx.unit = length, unit
-        radii = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-        divisors, vectors = radii.clamp(min=TINY), features
+        vectors, divisors, radii = _at_length(features, length)
         if length is not None:
-            divisors, radii = divisors / length, torch.full_like(radii, length)
-            vectors = features / divisors
             ctx.mark_non_differentiable(radii)
         sizes = centers
         if not unit:
@@ -51,6 +48,16 @@ class _Products(torch.autograd.Function):
         if not ctx.unit:
             of_centers = _across(of_centers, centers, sizes, 1.0)
         return of_features, of_centers, None, None
+
+
+def _at_length(vectors: Tensor, length: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors at a length (None: at their own), what they were divided by, and the lengths they then have."""
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    divisors = lengths.clamp(min=TINY)
+    if length is None:
+        return vectors, divisors, lengths
+    divisors = divisors / length
+    return vectors / divisors, divisors, torch.full_like(lengths, length)
 
 
 def _across(gradient: Tensor, scaled: Tensor, divisors: Tensor, length: float) -> Tensor:
@@ -75,8 +82,12 @@ def products(
     Returns:
         Products, (N, M), and the lengths that features have in them, (N, 1).
     """
-    dots, radii = _Products.apply(features, centers, length, unit)
-    return dots, radii
+    if torch.is_grad_enabled():
+        dots, radii = _Products.apply(features, centers, length, unit)
+        return dots, radii
+    # Without gradients nothing needs the node, which TorchScript's tracer cannot take.
+    vectors, _, radii = _at_length(features, length)
+    return vectors @ (centers if unit else normalize(centers)).T, radii
 
 
 def normalize(vectors: Tensor) -> Tensor:

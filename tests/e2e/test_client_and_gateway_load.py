@@ -171,3 +171,16 @@ def test_benchmark_smoke_run_fills_every_row_it_can(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert part in names
     assert figure.stat().st_size > 1000
+
+
+def test_placement_of_threads_is_compared_on_stacks_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "threads.json"
+    command = [sys.executable, "benchmarks/threads.py", "--quick", "--precision", "float32", "--json", str(file)]  # fmt: skip
+    command += ["--settings", "bound", "free, asleep"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert len(rows) == 6
+    assert all(row["value"] > 0 for row in rows)
+    for setting in ("bound", "free, asleep"):
+        assert sum(f"threads {setting}, lenet" in row["name"] for row in rows) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -54,6 +55,28 @@ def test_zero_feature_gives_finite_logits_and_gradient(normalization: str) -> No
     (output.logits.sum() + output.radii.sum()).backward()
     assert torch.isfinite(output.logits).all()
     assert torch.isfinite(features.grad).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("normalization", ["none", "soft", "hard"])
+def test_head_in_torchscript_gives_the_bits_of_the_head_in_training(normalization: str) -> None:
+    head = build_head(normalization, num_classes=5, feature_dim=4, scale=13.0)
+    features = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.head(features).logits
+
+    with torch.no_grad():
+        traced = torch.jit.trace(Logits(), features)
+        logits = traced(features)
+    torch.jit.save(traced, io.BytesIO())
+    assert torch.equal(logits, head(features.requires_grad_()).logits)
 
 
 def test_head_computes_in_float32_under_autocast() -> None:
