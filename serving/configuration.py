@@ -139,7 +139,7 @@ class ServingSettings:
         """Environment of the worker's computing threads; what ``given`` says of their places stays.
 
         On a CPU a single worker has a thread for every core, each bound to its own: two threads that land on one core wait for
-        each other until the scheduler parts them, which costs a request 0.1 to 0.3 s (docs/results/serving-speed.md). Several
+        each other until the scheduler parts them, which lengthens the tail under load (docs/results/serving-speed.md). Several
         workers would all be bound to the first cores.
         """
         bound = self.workers == 1 and compute_device(self.device) == "cpu"
