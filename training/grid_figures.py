@@ -273,7 +273,8 @@ def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
     chosen = entries[:_MAX_ANGLE_PANELS]
     columns = min(4, len(chosen))
     rows = math.ceil(len(chosen) / columns)
-    figure = Figure(figsize=(3.3 * columns, 2.5 * rows + 0.8), layout="constrained")
+    width = max(5.4, 3.3 * columns)  # the legend's
+    figure = Figure(figsize=(width, 2.5 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, entry in zip(grid, chosen, strict=False):
         _angles_of(axes, entry, entry.label)
