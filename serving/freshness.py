@@ -9,6 +9,7 @@ from pathlib import Path
 
 from openset.model_card import ModelCard
 
+# As openset.artifact and the training write them; neither is imported: the one brings torch, the other is not on a serving host.
 RUNS = Path("runs")
 CARD = "model_card.json"
 CALIBRATION = "calibration.npz"

@@ -13,7 +13,7 @@ _OF_DEVICE = {
     "cpu": DEVICE_DEFAULTS["cpu"] | {"connections": 16, "client_processes": 1},
     "cuda": DEVICE_DEFAULTS["cuda"] | {"connections": 128, "client_processes": 4},
 }
-_MAX_IN_FLIGHT = 64  # the gateway's default
+_MAX_IN_FLIGHT = 64  # places of the measured gateway; its own default is far more
 
 
 @dataclass(frozen=True)

@@ -83,11 +83,6 @@ class LogitMargin:
 AnyMargin = CosineMargin | AngularMargin | MultiplicativeAngularMargin | LogitMargin
 
 
-def target_entries(values: Tensor, labels: Tensor) -> Tensor:
-    """The entry of each sample's own class, (N, C) -> (N,); negatives get entry 0, to be masked by the caller."""
-    return values.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
-
-
 def with_background(output: OpenSetOutput, labels: Tensor) -> tuple[OpenSetOutput, Tensor]:
     """The background center as class C: cosines, radii and logits (N, C + 1), and labels without negatives, (N,)."""
     assert output.background_cosines is not None

@@ -17,7 +17,6 @@ from training.losses.margins import (
     AnyMargin,
     CosineMargin,
     LogitMargin,
-    target_entries,
 )
 
 ADACOS = "adacos"
@@ -164,7 +163,8 @@ class DynamicScale(nn.Module):
         others = others.masked_fill(~known[:, None], -math.inf)
         count = known.sum()
         log_mean = torch.logsumexp(others.flatten(), dim=0) - count.clamp(min=1).log()
-        angles = torch.arccos(target_entries(output.cosines.float(), labels).clamp(-1.0, 1.0))
+        cosines = output.cosines.float().gather(1, own).squeeze(1)
+        angles = torch.arccos(cosines.clamp(-1.0, 1.0))
         median = torch.where(known, angles, torch.full_like(angles, math.nan)).nanmedian()
         adapted = log_mean / median.clamp(max=math.pi / 4).cos()
         self.value.copy_(torch.where(count > 0, adapted, self.value))

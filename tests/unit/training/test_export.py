@@ -320,7 +320,9 @@ def test_untrained_model_is_called_near_worthless_with_its_figures_and_where_to_
     with caplog.at_level(logging.INFO):
         assert export_module.main([*arguments, "--fpr", "0.1"]) == 0
     [told] = warnings(caplog)
-    expected = read_card(run.artifact).factory["expected_ccr"]  # type: ignore[index]
+    factory = read_card(run.artifact).factory
+    assert factory is not None
+    expected = factory["expected_ccr"]
     assert f"CCR {expected:.4f}" in told
     assert "AUROC 0." in told
     assert str(run.folder / "history.json") in told
