@@ -103,13 +103,16 @@ bench: install ## serving speed against its baselines | [IMAGES=<photographs> DE
 	@$(PY) benchmarks/serve.py $(call flag,IMAGES,--images) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) \
 	  $(if $(COMPILED),--compiled) $(call flag,JSON,--json) $(call flag,FIGURE,--figure) $(call flag,URL,--url) $(ARGS)
 
+# Says why where a container does not become ready; they stay, to be looked at: make down stops them.
+compose_up = export MODEL=$(MODEL) PORT=$(PORT); $(1) up --build --detach --wait || { $(1) logs --tail 20; exit 1; }
+
 up: ## the same in containers, CPU | MODEL=<name> [PORT=8000]
 	$(call need,MODEL,demo)
-	@MODEL=$(MODEL) PORT=$(PORT) $(COMPOSE) -f docker/compose.yaml up --build --detach --wait
+	@$(call compose_up,$(COMPOSE) -f docker/compose.yaml)
 
 up-gpu: ## the same in containers, NVIDIA GPU | MODEL=<name> [PORT=8000]
 	$(call need,MODEL,demo)
-	@MODEL=$(MODEL) PORT=$(PORT) $(COMPOSE) -f docker/compose.yaml -f docker/compose.gpu.yaml up --build --detach --wait
+	@$(call compose_up,$(COMPOSE) -f docker/compose.yaml -f docker/compose.gpu.yaml)
 
 down: ## stop the containers
 	@MODEL=$(or $(MODEL),none) $(COMPOSE) -f docker/compose.yaml down

@@ -1,4 +1,4 @@
-"""Where the model's computing threads run and how they wait, side by side: throughput, latency and its tail on a CPU.
+"""How the model's computing threads share a CPU, side by side: throughput, latency and its tail.
 
     python benchmarks/threads.py [--images FOLDER] [--precision bfloat16] [--json FILE] [--quick]
 
@@ -14,6 +14,7 @@ import contextlib
 import statistics
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
@@ -21,17 +22,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywh
 from benchmarks.serving import models
 from benchmarks.serving.clients import Clients
 from benchmarks.serving.load import Outcome
-from benchmarks.serving.plan import Plan, plan_of
+from benchmarks.serving.plan import Plan, cores, plan_of
 from benchmarks.serving.processes import Running, served_by_stack
 from benchmarks.serving.report import Report, say
 from serving.archive import build_archive
 
-# "bound" is what is served; nothing said of their places leaves them to the scheduler.
+# "bound" is what is served; nothing said of their places leaves them to the scheduler. "split" has a worker of one thread for
+# every core instead of one worker with all.
 SETTINGS = {
     "bound": {"OMP_PROC_BIND": "true"},
     "free": {"OMP_PROC_BIND": "false"},
     "bound, asleep": {"OMP_PROC_BIND": "true", "GOMP_SPINCOUNT": "0"},
     "free, asleep": {"OMP_PROC_BIND": "false", "GOMP_SPINCOUNT": "0"},
+    "split": {},
 }
 _SHARE = 0.7
 
@@ -48,8 +51,9 @@ async def measure(plan: Plan, images: list[bytes], report: Report, names: list[s
             running: dict[str, Running] = {}
             for name in names:
                 environment = {**plan.stack_environment(), **SETTINGS[name]}
+                arranged = replace(plan, workers=cores()) if name == "split" else plan
                 stack = served_by_stack(
-                    store, "model", plan.stack_arguments(precision), environment
+                    store, "model", arranged.stack_arguments(precision), environment
                 )
                 running[name] = await stacks.enter_async_context(stack)
 

@@ -100,7 +100,7 @@ def survive(kills: int, *, seed: int, runs: Path, show_progress: bool = True) ->
     seconds = time.monotonic() - started
     expected = _result(runs / "undisturbed")
     moments, outcome, number = random.Random(seed), Outcome(), 0
-    with tqdm(total=kills, desc="kills", disable=None if show_progress else True) as bar:
+    with tqdm(total=kills, desc="kills", disable=not show_progress) as bar:
         while outcome.kills < kills:
             name, number = f"round-{number}", number + 1
             process = _start(runs, name)

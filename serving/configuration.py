@@ -131,6 +131,15 @@ class ServingSettings:
         """Socket for the supervisor alone; in another folder than the gateway's."""
         return self.run_dir / MANAGEMENT_SOCKET
 
+    @property
+    def code_folder(self) -> Path:
+        """Where a worker keeps compiled code.
+
+        Importing torchvision makes this folder, compiled or not. So an eager worker has it in the run folder, which can be
+        written wherever the stack runs; a home folder cannot in a container with a read-only root.
+        """
+        return self.compile_cache.resolve() if self.compiled else self.run_dir / "tmp" / "code"
+
     def worker_threads(self) -> int:
         """Computing threads of one worker on a CPU."""
         return max(1, len(os.sched_getaffinity(0)) // self.workers)

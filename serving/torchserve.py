@@ -45,7 +45,7 @@ def require_tools(settings: ServingSettings) -> None:
     """Without these a worker dies at every start, and TorchServe tries again for minutes.
 
     Raises:
-        TorchServeFailed: no compiler for a compiled model, or no GPU where one is demanded; names what to install.
+        TorchServeFailed: no compiler or no folder for a compiled model, or no GPU where one is demanded; names what to do.
     """
     cuda = settings.device == "cuda"
     if settings.compiled:
@@ -56,6 +56,13 @@ def require_tools(settings: ServingSettings) -> None:
                 f"compiling needs a compiler, and {' or '.join(wanted)} is not installed (Debian: apt-get install g++); "
                 f"install one, name it in {variable}, or serve without COMPILED=1"
             )
+        try:
+            settings.code_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TorchServeFailed(
+                f"compiled code is kept in {settings.code_folder}, which cannot be made ({error.strerror}); "
+                "choose another --compile-cache, or serve without COMPILED=1"
+            ) from error
     if cuda and not _gpus():
         raise TorchServeFailed(
             "a GPU was demanded (DEVICE=cuda), and nvidia-smi, by which TorchServe counts them, finds none; "
@@ -120,7 +127,7 @@ class TorchServe:
             **settings.thread_environment(os.environ),
             "LOG_LOCATION": str(settings.run_dir / "tmp"),
             "METRICS_LOCATION": str(settings.run_dir / "tmp"),
-            "TORCHINDUCTOR_CACHE_DIR": str(settings.compile_cache.resolve()),
+            "TORCHINDUCTOR_CACHE_DIR": str(settings.code_folder),
         }
         if settings.device != "auto":
             environment["OPENSET_REQUIRE_DEVICE"] = settings.device

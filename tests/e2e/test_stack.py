@@ -46,8 +46,12 @@ class Stack:
             sys.executable, "-m", "serving.stack", "--model", "tiny", "--model-store", str(store), "--device", "cpu",
             "--run-dir", str(self.run_dir), "--port", str(self.port), "--java-heap", "512m", *arguments,
         ]  # fmt: skip
+        # Nobody can write there, root neither: as in a container with a read-only root.
+        environment = {**os.environ, "HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"}
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, env=environment
+            )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
         self.wait_for_text("ready: ")
 

@@ -70,6 +70,18 @@ def test_compiling_without_a_compiler_is_refused_before_java_starts(
     require_tools(wanted)
 
 
+def test_compiling_into_a_folder_that_cannot_be_made_is_refused_before_java_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    program(tmp_path, "g++", "")
+    nowhere = Path("/proc/nowhere/code")
+    with pytest.raises(TorchServeFailed, match=f"{nowhere}.*choose another --compile-cache"):
+        require_tools(settings(tmp_path, device="cpu", compiled=True, compile_cache=nowhere))
+    require_tools(settings(tmp_path, device="cpu", compile_cache=nowhere))
+
+
 def test_gpu_that_is_not_there_is_refused_before_java_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
