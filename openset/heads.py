@@ -27,16 +27,16 @@ class OpenSetOutput(NamedTuple):
         radii: what multiplies the cosines: magnitudes (N, 1) for soft, the constant scale (N, 1) for hard,
             magnitude times center length (N, C) for linear heads.
         logits: (N, C), never with a margin.
-        background_cosines: similarity to the background center, (N,); None for heads without one.
-        background_logits: (N,), or None.
+        all_cosines: the cosines with that of the background center as a last column, (N, C + 1); None for heads without one.
+        all_logits: likewise.
     """
 
     features: Tensor
     cosines: Tensor
     radii: Tensor
     logits: Tensor
-    background_cosines: Tensor | None = None
-    background_logits: Tensor | None = None
+    all_cosines: Tensor | None = None
+    all_logits: Tensor | None = None
 
 
 def _initial_centers(num_classes: int, feature_dim: int) -> Tensor:
@@ -56,17 +56,15 @@ def _joined(weight: Tensor, background: Tensor | None) -> Tensor:
 
 
 def _background_apart(output: OpenSetOutput) -> OpenSetOutput:
-    """The last column, of the background center, in fields of its own."""
+    """The last column is the background's; views, nothing is copied."""
     classes = output.logits.shape[1] - 1
-    cosines, background_cosines = output.cosines.split_with_sizes([classes, 1], dim=1)
-    logits, background_logits = output.logits.split_with_sizes([classes, 1], dim=1)
     return OpenSetOutput(
         output.features,
-        cosines,
+        output.cosines[:, :classes],
         output.radii[:, :classes],
-        logits,
-        background_cosines.squeeze(1),
-        background_logits.squeeze(1),
+        output.logits[:, :classes],
+        output.cosines,
+        output.logits,
     )
 
 

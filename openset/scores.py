@@ -21,9 +21,7 @@ Score = Callable[[OpenSetOutput], Tensor]
 
 def all_logits(output: OpenSetOutput) -> Tensor:
     """Logits of the known classes, and of the background after them where the head has one, (N, C) or (N, C + 1)."""
-    if output.background_logits is None:
-        return output.logits
-    return torch.cat([output.logits, output.background_logits[:, None]], dim=1)
+    return output.logits if output.all_logits is None else output.all_logits
 
 
 def class_probabilities(output: OpenSetOutput) -> Tensor:

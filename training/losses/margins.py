@@ -85,11 +85,9 @@ AnyMargin = CosineMargin | AngularMargin | MultiplicativeAngularMargin | LogitMa
 
 def with_background(output: OpenSetOutput, labels: Tensor) -> tuple[OpenSetOutput, Tensor]:
     """The background center as class C: cosines, radii and logits (N, C + 1), and labels without negatives, (N,)."""
-    assert output.background_cosines is not None
-    assert output.background_logits is not None
-    cosines = torch.cat([output.cosines, output.background_cosines[:, None]], dim=1)
-    logits = torch.cat([output.logits, output.background_logits[:, None]], dim=1)
-    extended = output._replace(cosines=cosines, logits=logits)
+    assert output.all_cosines is not None
+    assert output.all_logits is not None
+    extended = output._replace(cosines=output.all_cosines, logits=output.all_logits)
     background = torch.full_like(labels, output.logits.shape[1])
     return extended, torch.where(is_known(labels), labels, background)
 

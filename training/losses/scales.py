@@ -147,11 +147,11 @@ class DynamicScale(nn.Module):
         if self.training:
             self.update(output, labels)
         scale = self.value.to(output.cosines.dtype)
-        background = output.background_cosines
+        everything = output.all_cosines
         return output._replace(
             radii=scale.expand_as(output.radii),
             logits=scale * output.cosines,
-            background_logits=None if background is None else scale * background,
+            all_logits=None if everything is None else scale * everything,
         )
 
     @torch.no_grad()

@@ -178,5 +178,6 @@ def test_background_center_travels_in_the_artifact(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8)
     output = loaded.predict(images).output
     assert output.logits.shape == (8, 10)
-    assert output.background_logits is not None
+    assert output.all_logits is not None
+    assert output.all_logits.shape == (8, 11)
     assert set(loaded.scores) <= set(SCORES)

@@ -114,9 +114,9 @@ def test_softmax_score_counts_the_background_and_never_names_it() -> None:
     head.background.data = torch.tensor(BACKGROUND)
     output = head(torch.tensor(BACKGROUND) * 7)  # exactly on the background's center
     assert output.logits.shape == (1, 3)
-    assert output.logits.max() < output.background_logits.item()
-    others = torch.cat([output.logits[0], output.background_logits])
-    probability = others.softmax(0)[: output.logits.shape[1]].max()
+    assert output.logits.max() < output.all_logits[0, 3]
+    assert torch.equal(output.all_logits[:, :3], output.logits)
+    probability = output.all_logits[0].softmax(0)[: output.logits.shape[1]].max()
     torch.testing.assert_close(SCORES["softmax"](output)[0], torch.logit(probability))
     assert class_probabilities(output).sum() < 0.5
 
@@ -129,7 +129,7 @@ def test_background_center_is_treated_as_the_others_are(center_norm: str) -> Non
     assert head.background is not None
     head.background.data *= 3
     output = head(torch.randn(4, 2))
-    assert output.background_cosines.abs().max() <= 1
+    assert output.all_cosines[:, -1].abs().max() <= 1
     assert head.background.norm().item() == pytest.approx(3 if center_norm[0] == "d" else 1)
 
 
