@@ -2,8 +2,9 @@
 
     python benchmarks/threads.py [--images FOLDER] [--precision bfloat16] [--json FILE] [--quick]
 
-Every setting is a stack of its own with the same weights; all run at the same time and are asked in turn, so that what disturbs
-the machine disturbs all alike. The open loop has one rate for all, 70 % of the median throughput.
+First the bare classifier in this process: a batch with all cores at every image, and with a part for every core, as it is
+served. Then every setting is a stack of its own with the same weights; all run at the same time and are asked in turn, so that
+what disturbs the machine disturbs all alike. The open loop has one rate for all, 70 % of the median throughput.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import contextlib
 import statistics
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+
+import torch
 
 from benchmarks.serving import models
 from benchmarks.serving.clients import Clients
@@ -25,6 +29,7 @@ from benchmarks.serving.load import Outcome
 from benchmarks.serving.plan import Plan, cores, plan_of
 from benchmarks.serving.processes import Running, served_by_stack
 from benchmarks.serving.report import Report, say
+from openset.artifact import load_artifact
 from serving.archive import build_archive
 
 # "bound" is what is served; nothing said of their places leaves them to the scheduler. "split" has a worker of one thread for
@@ -37,6 +42,33 @@ SETTINGS = {
     "split": {},
 }
 _SHARE = 0.7
+_LEAST_BATCH = 2 * cores()  # that is computed in parts
+
+
+def measure_parts(plan: Plan, folder: Path, report: Report) -> None:
+    """Batches computed with all cores at every image against a part of the batch for every core; turn by turn."""
+    precision = plan.precisions[0]
+    artifact = models.random_artifact(
+        folder, plan.network, classes=116, scores=2000, device="cpu", precision=precision, compiled=False
+    )  # fmt: skip
+    whole, in_parts = (load_artifact(artifact, precision=precision) for _ in range(2))
+    in_parts.compute_side_by_side(cores())
+    preprocessing = whole.preprocessing
+    shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
+    for batch in (_LEAST_BATCH, 2 * _LEAST_BATCH):
+        images = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for turn in range(4 * plan.rounds + 1):
+            for classifier, taken in zip((whole, in_parts), seconds, strict=True):
+                started = time.perf_counter()
+                classifier.predict(images)
+                if turn:  # the first warms up
+                    taken.append(time.perf_counter() - started)
+        baseline, rate = (batch / statistics.median(taken) for taken in seconds)
+        report.add(
+            f"images/s, bare, batch {batch}, a part for every core, {plan.what(precision)}", round(rate, 2), "images/s",
+            baseline=round(baseline, 2), against="all cores at every image", ratio=round(rate / baseline, 2),
+        )  # fmt: skip
 
 
 async def measure(plan: Plan, images: list[bytes], report: Report, names: list[str]) -> None:
@@ -113,6 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     try:
         images = models.characters(64) if arguments.quick else models.photographs(arguments.images, 64)  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="openset-bench-") as folder:
+            measure_parts(plan, Path(folder), report)
         asyncio.run(measure(plan, images, report, arguments.settings))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -55,6 +55,7 @@ class OpenSetHandler:
             precision=settings.get("precision", "float32"),
             compiled=bool(settings.get("compiled", False)),
         )
+        self.classifier.compute_side_by_side(torch.get_num_threads(), prepare=_use_all_cores)
         self.weights_sha256 = weights_digest(folder)
         self.path = self.classifier.path.key
         threads = int(settings.get("decode_threads") or len(os.sched_getaffinity(0)))
