@@ -40,7 +40,7 @@ def measure(arguments: argparse.Namespace, folder: Path, add: Callable[[list[Row
         else:
             add([toy.missing_grid()])
     if "losses" in arguments.only:
-        repeats = 1 if quick else 9
+        repeats = 1 if quick else 31  # turns are short, and a disturbance lasts for some
         add(losses.measure("cpu", compiled=False, repeats=repeats, aim=2.0))
         if quick or not shutil.which("g++"):
             add([losses.missing("cpu", aim=2.0)])
