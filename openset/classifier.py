@@ -56,7 +56,7 @@ def exact_convolutions(wanted: bool) -> Iterator[None]:
 
 
 # Two cores with one image each were slower than both at one after the other (docs/results/serving-speed.md).
-_LEAST_PART = 2
+LEAST_PART = 2
 
 
 class OpenSetClassifier:
@@ -104,18 +104,25 @@ class OpenSetClassifier:
 
     def compute_side_by_side(
         self, cores: int, *, prepare: Callable[[], None] = lambda: None
-    ) -> None:
+    ) -> bool:
         """Give every core a part of its own of a batch that has two images or more for each, instead of a share of each image.
 
         Cores that share an image wait for each other at every layer, also while the web server takes one of them for a moment.
+        Small networks lose by it: a thread that shared an image spins for a while, and the parts want its core.
         For an eager backbone on a CPU; elsewhere nothing changes.
 
         Args:
-            cores: parts of a batch, each computed by one thread.
+            cores: parts of a batch, each computed by one thread; 1 goes back to sharing.
             prepare: called first in each of these threads.
+
+        Returns:
+            Whether batches are computed so from now on.
         """
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
         if cores < 2 or self.device.type != "cpu" or self.path.compiled:
-            return
+            return False
 
         def alone() -> None:
             prepare()
@@ -123,6 +130,7 @@ class OpenSetClassifier:
 
         self._cores = cores
         self._pool = ThreadPoolExecutor(cores, thread_name_prefix="compute", initializer=alone)
+        return True
 
     @torch.inference_mode()
     def _backbone(self, batch: Tensor) -> Tensor:
@@ -134,7 +142,7 @@ class OpenSetClassifier:
             return features
 
     def _features_of(self, batch: Tensor) -> Tensor:
-        if self._pool is None or len(batch) < _LEAST_PART * self._cores:
+        if self._pool is None or len(batch) < LEAST_PART * self._cores:
             return self._backbone(batch)
         parts = batch.tensor_split(self._cores)
         return torch.cat(list(self._pool.map(self._backbone, parts)))

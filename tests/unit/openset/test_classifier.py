@@ -65,7 +65,7 @@ def test_batch_computed_side_by_side_has_the_same_scores_in_the_same_order(
     classifier: OpenSetClassifier, count: int
 ) -> None:
     expected = classifier.predict(images(count))
-    classifier.compute_side_by_side(2)
+    assert classifier.compute_side_by_side(2)
     found = classifier.predict(images(count))
     limit = SCORE_TOLERANCE[classifier.precision]
     apart = torch.cdist(found.output.features, expected.output.features)
@@ -103,6 +103,7 @@ def test_part_that_fails_fails_the_batch(classifier: OpenSetClassifier) -> None:
 
 def test_one_core_has_nothing_to_share(classifier: OpenSetClassifier) -> None:
     watched = classifier._features = Watched(classifier.network)
-    classifier.compute_side_by_side(1)
+    assert classifier.compute_side_by_side(2)
+    assert not classifier.compute_side_by_side(1)
     classifier.predict(images(8))
     assert [count for count, _, _ in watched.calls] == [8]
