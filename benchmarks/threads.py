@@ -30,45 +30,52 @@ from benchmarks.serving.plan import Plan, cores, plan_of
 from benchmarks.serving.processes import Running, served_by_stack
 from benchmarks.serving.report import Report, say
 from openset.artifact import load_artifact
+from openset.classifier import LEAST_PART
 from serving.archive import build_archive
 
-# "bound" is what is served; nothing said of their places leaves them to the scheduler. "split" has a worker of one thread for
-# every core instead of one worker with all.
+# "bound" is what is served, "whole" the same with all cores at every image; nothing said of their places leaves the threads to
+# the scheduler. "split" has a worker of one thread for every core instead of one worker with all.
 SETTINGS = {
     "bound": {"OMP_PROC_BIND": "true"},
+    "whole": {"OMP_PROC_BIND": "true", "OPENSET_PARTS": "no"},
     "free": {"OMP_PROC_BIND": "false"},
     "bound, asleep": {"OMP_PROC_BIND": "true", "GOMP_SPINCOUNT": "0"},
     "free, asleep": {"OMP_PROC_BIND": "false", "GOMP_SPINCOUNT": "0"},
     "split": {},
 }
 _SHARE = 0.7
-_LEAST_BATCH = 2 * cores()  # that is computed in parts
+_TURNS = 9
 
 
-def measure_parts(plan: Plan, folder: Path, report: Report) -> None:
-    """Batches computed with all cores at every image against a part of the batch for every core; turn by turn."""
+def measure_parts(plan: Plan, report: Report) -> None:
+    """Batches computed with all cores at every image against a part of the batch for every core, each way for itself."""
     precision = plan.precisions[0]
-    artifact = models.random_artifact(
-        folder, plan.network, classes=116, scores=2000, device="cpu", precision=precision, compiled=False
-    )  # fmt: skip
-    whole, in_parts = (load_artifact(artifact, precision=precision) for _ in range(2))
-    in_parts.compute_side_by_side(cores())
-    preprocessing = whole.preprocessing
-    shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
-    for batch in (_LEAST_BATCH, 2 * _LEAST_BATCH):
-        images = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
-        seconds: tuple[list[float], list[float]] = ([], [])
-        for turn in range(4 * plan.rounds + 1):
-            for classifier, taken in zip((whole, in_parts), seconds, strict=True):
-                started = time.perf_counter()
-                classifier.predict(images)
-                if turn:  # the first warms up
-                    taken.append(time.perf_counter() - started)
-        baseline, rate = (batch / statistics.median(taken) for taken in seconds)
-        report.add(
-            f"images/s, bare, batch {batch}, a part for every core, {plan.what(precision)}", round(rate, 2), "images/s",
-            baseline=round(baseline, 2), against="all cores at every image", ratio=round(rate / baseline, 2),
-        )  # fmt: skip
+    for network in dict.fromkeys((plan.network, "lenet_plus_plus")):
+        of_network = replace(plan, network=network)
+        with tempfile.TemporaryDirectory(prefix="openset-bench-") as folder:
+            artifact = models.random_artifact(
+                Path(folder, "model"), network, classes=10, scores=2000, device="cpu", precision=precision, compiled=False
+            )  # fmt: skip
+            classifier = load_artifact(artifact, precision=precision)
+        preprocessing = classifier.preprocessing
+        shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
+        for batch in (LEAST_PART * cores(), 2 * LEAST_PART * cores()):
+            images = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
+            seconds: dict[int, list[float]] = {1: [], cores(): []}
+            for _ in range(plan.rounds):
+                for parts, taken in seconds.items():
+                    if classifier.compute_side_by_side(parts) != (parts > 1):
+                        return  # one core has nothing to share
+                    for turn in range(_TURNS):
+                        started = time.perf_counter()
+                        classifier.predict(images)
+                        if turn:  # the first warms up
+                            taken.append(time.perf_counter() - started)
+            baseline, rate = (batch / statistics.median(taken) for taken in seconds.values())
+            report.add(
+                f"images/s, bare, batch {batch}, a part for every core, {of_network.what(precision)}", round(rate, 2),
+                "images/s", baseline=round(baseline, 2), against="all cores at every image", ratio=round(rate / baseline, 2),
+            )  # fmt: skip
 
 
 async def measure(plan: Plan, images: list[bytes], report: Report, names: list[str]) -> None:
@@ -145,8 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     try:
         images = models.characters(64) if arguments.quick else models.photographs(arguments.images, 64)  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="openset-bench-") as folder:
-            measure_parts(plan, Path(folder), report)
+        measure_parts(plan, report)
         asyncio.run(measure(plan, images, report, arguments.settings))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

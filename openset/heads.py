@@ -28,7 +28,7 @@ class OpenSetOutput(NamedTuple):
             magnitude times center length (N, C) for linear heads.
         logits: (N, C), never with a margin.
         all_cosines: the cosines with that of the background center as a last column, (N, C + 1); None for heads without one.
-        all_logits: likewise.
+        all_logits: likewise. Whoever replaces cosines or logits replaces these too.
     """
 
     features: Tensor

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import zipfile
 from functools import cached_property
 from pathlib import Path
@@ -58,9 +59,11 @@ def require_tools(settings: ServingSettings) -> None:
             )
         try:
             settings.code_folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=settings.code_folder):
+                pass
         except OSError as error:
             raise TorchServeFailed(
-                f"compiled code is kept in {settings.code_folder}, which cannot be made ({error.strerror}); "
+                f"compiled code is kept in {settings.code_folder}, where nothing can be written ({error.strerror}); "
                 "choose another --compile-cache, or serve without COMPILED=1"
             ) from error
     if cuda and not _gpus():

@@ -335,6 +335,7 @@ def test_every_batch_size_is_warmed_up(artifact: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(OpenSetClassifier, "predict", counted)
     OpenSetHandler().initialize(FakeContext(artifact))
     assert sizes[:4] == [1, 2, 3, 4]
+    assert set(sizes[4:]) <= {4}  # of which way to share the cores is faster
 
 
 def test_compiled_worker_warms_up_every_bucket_and_fills_batches_up_to_them(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,11 @@ def classifier(request: pytest.FixtureRequest, artifact: Path) -> OpenSetClassif
 
 
 def images(count: int) -> Tensor:
+    """Noise in more and more rows: far apart for the network."""
     generator = torch.Generator().manual_seed(count)
-    return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    noise = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    rows = torch.arange(28)[:, None] * count < 28 * torch.arange(1, count + 1)[:, None, None, None]
+    return noise * rows
 
 
 @pytest.mark.parametrize("count", [4, 5, 7, 32])
@@ -68,8 +72,10 @@ def test_batch_computed_side_by_side_has_the_same_scores_in_the_same_order(
     assert classifier.compute_side_by_side(2)
     found = classifier.predict(images(count))
     limit = SCORE_TOLERANCE[classifier.precision]
-    apart = torch.cdist(found.output.features, expected.output.features)
-    assert torch.equal(apart.argmin(dim=1), torch.arange(count))
+    cdist = torch.cdist(
+        expected.output.logits, expected.output.logits, compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    assert (cdist + torch.eye(count) * 1e3).min() > 5 * limit  # so that a wrong order is seen
     for name, scores in expected.scores.items():
         torch.testing.assert_close(found.scores[name], scores, rtol=0, atol=limit)
     torch.testing.assert_close(found.output.logits, expected.output.logits, rtol=0, atol=limit)
@@ -107,3 +113,23 @@ def test_one_core_has_nothing_to_share(classifier: OpenSetClassifier) -> None:
     assert not classifier.compute_side_by_side(1)
     classifier.predict(images(8))
     assert [count for count, _, _ in watched.calls] == [8]
+
+
+def test_threads_that_cannot_be_prepared_leave_the_cores_sharing(
+    classifier: OpenSetClassifier,
+) -> None:
+    def refuse() -> None:
+        raise OSError("no such core")
+
+    assert not classifier.compute_side_by_side(2, prepare=refuse)
+    assert len(classifier.predict(images(8)).predictions) == 8
+
+
+def test_threads_made_afterwards_compute_with_as_many_as_before(
+    classifier: OpenSetClassifier,
+) -> None:
+    torch.set_num_threads(2)
+    classifier.compute_side_by_side(2)
+    with ThreadPoolExecutor(1) as later:
+        product = later.submit(lambda: (torch.ones(300, 300).exp().sum(), torch.get_num_threads()))
+        assert product.result()[1] == 2

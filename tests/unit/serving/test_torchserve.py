@@ -62,7 +62,7 @@ def test_compiling_without_a_compiler_is_refused_before_java_starts(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv(variable, raising=False)
     program(tmp_path, "nvidia-smi", 'echo "GPU 0: a card"')
-    wanted = settings(tmp_path, device=device, compiled=True)
+    wanted = settings(tmp_path, device=device, compiled=True, compile_cache=tmp_path / "code")
     with pytest.raises(TorchServeFailed, match=f"needs a compiler.*{variable}"):
         require_tools(wanted)
     program(tmp_path, "mine", "")
@@ -70,14 +70,15 @@ def test_compiling_without_a_compiler_is_refused_before_java_starts(
     require_tools(wanted)
 
 
-def test_compiling_into_a_folder_that_cannot_be_made_is_refused_before_java_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["/proc/nowhere/code", "/proc/self"])
+def test_compiling_into_a_folder_that_cannot_be_written_is_refused_before_java_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     program(tmp_path, "g++", "")
-    nowhere = Path("/proc/nowhere/code")
-    with pytest.raises(TorchServeFailed, match=f"{nowhere}.*choose another --compile-cache"):
+    nowhere = Path(name)
+    with pytest.raises(TorchServeFailed, match=r"nothing can be written.*another --compile-cache"):
         require_tools(settings(tmp_path, device="cpu", compiled=True, compile_cache=nowhere))
     require_tools(settings(tmp_path, device="cpu", compile_cache=nowhere))
 
