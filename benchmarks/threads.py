@@ -2,9 +2,8 @@
 
     python benchmarks/threads.py [--images FOLDER] [--precision bfloat16] [--json FILE] [--quick]
 
-First the bare classifier in this process: a batch with all cores at every image, and with a part for every core, as it is
-served. Then every setting is a stack of its own with the same weights; all run at the same time and are asked in turn, so that
-what disturbs the machine disturbs all alike. The open loop has one rate for all, 70 % of the median throughput.
+Every setting is a stack of its own with the same weights; all run at the same time and are asked in turn, so that what disturbs
+the machine disturbs all alike. The open loop has one rate for all, 70 % of the median throughput.
 """
 
 from __future__ import annotations
@@ -15,13 +14,10 @@ import contextlib
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
-
-import torch
 
 from benchmarks.serving import models
 from benchmarks.serving.clients import Clients
@@ -29,53 +25,18 @@ from benchmarks.serving.load import Outcome
 from benchmarks.serving.plan import Plan, cores, plan_of
 from benchmarks.serving.processes import Running, served_by_stack
 from benchmarks.serving.report import Report, say
-from openset.artifact import load_artifact
-from openset.classifier import LEAST_PART
 from serving.archive import build_archive
 
-# "bound" is what is served, "whole" the same with all cores at every image; nothing said of their places leaves the threads to
-# the scheduler. "split" has a worker of one thread for every core instead of one worker with all.
+# "bound" is what is served; nothing said of their places leaves them to the scheduler. "split" has a worker of one thread for
+# every core instead of one worker with all.
 SETTINGS = {
     "bound": {"OMP_PROC_BIND": "true"},
-    "whole": {"OMP_PROC_BIND": "true", "OPENSET_PARTS": "no"},
     "free": {"OMP_PROC_BIND": "false"},
     "bound, asleep": {"OMP_PROC_BIND": "true", "GOMP_SPINCOUNT": "0"},
     "free, asleep": {"OMP_PROC_BIND": "false", "GOMP_SPINCOUNT": "0"},
     "split": {},
 }
 _SHARE = 0.7
-_TURNS = 9
-
-
-def measure_parts(plan: Plan, report: Report) -> None:
-    """Batches computed with all cores at every image against a part of the batch for every core, each way for itself."""
-    precision = plan.precisions[0]
-    for network in dict.fromkeys((plan.network, "lenet_plus_plus")):
-        of_network = replace(plan, network=network)
-        with tempfile.TemporaryDirectory(prefix="openset-bench-") as folder:
-            artifact = models.random_artifact(
-                Path(folder, "model"), network, classes=10, scores=2000, device="cpu", precision=precision, compiled=False
-            )  # fmt: skip
-            classifier = load_artifact(artifact, precision=precision)
-        preprocessing = classifier.preprocessing
-        shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
-        for batch in (LEAST_PART * cores(), 2 * LEAST_PART * cores()):
-            images = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
-            seconds: dict[int, list[float]] = {1: [], cores(): []}
-            for _ in range(plan.rounds):
-                for parts, taken in seconds.items():
-                    if classifier.compute_side_by_side(parts) != (parts > 1):
-                        return  # one core has nothing to share
-                    for turn in range(_TURNS):
-                        started = time.perf_counter()
-                        classifier.predict(images)
-                        if turn:  # the first warms up
-                            taken.append(time.perf_counter() - started)
-            baseline, rate = (batch / statistics.median(taken) for taken in seconds.values())
-            report.add(
-                f"images/s, bare, batch {batch}, a part for every core, {of_network.what(precision)}", round(rate, 2),
-                "images/s", baseline=round(baseline, 2), against="all cores at every image", ratio=round(rate / baseline, 2),
-            )  # fmt: skip
 
 
 async def measure(plan: Plan, images: list[bytes], report: Report, names: list[str]) -> None:
@@ -152,7 +113,6 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     try:
         images = models.characters(64) if arguments.quick else models.photographs(arguments.images, 64)  # fmt: skip
-        measure_parts(plan, report)
         asyncio.run(measure(plan, images, report, arguments.settings))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

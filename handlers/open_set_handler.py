@@ -8,7 +8,6 @@ point of the model card applies, on the path it was made for.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 from openset import geometry
 from openset.answers import BadOperatingPoint, Refusal, document, read_question
 from openset.artifact import load_artifact, weights_digest
-from openset.classifier import LEAST_PART, OpenSetClassifier
+from openset.classifier import OpenSetClassifier
 from openset.compilation import CALLS_UNTIL_RECORDED, buckets_up_to
 from openset.image_headers import UnreadableImage
 from openset.scores import class_probabilities
@@ -31,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 _JSON = "application/json"
 _PROBLEM = "application/problem+json"
-_GAIN = 0.97  # of the shared time: less is not told from chance
-_TURNS = 5  # the fastest counts, since others may use the machine
 
 
 class OpenSetHandler:
@@ -48,7 +45,6 @@ class OpenSetHandler:
         """
         # The worker logs several lines per batch at INFO; the frontend must stay at INFO to show tracebacks.
         logging.getLogger().setLevel(logging.WARNING)
-        logger.setLevel(logging.INFO)
         properties = context.system_properties
         settings = (getattr(context, "model_yaml_config", None) or {}).get("handler") or {}
         device = self._choose_device(settings.get("device", "auto"), properties.get("gpu_id"))
@@ -65,9 +61,7 @@ class OpenSetHandler:
         self.decoders = ThreadPoolExecutor(
             threads, thread_name_prefix="decode", initializer=_use_all_cores
         )
-        batch_size = int(properties.get("batch_size") or 1)
-        self._warm_up(batch_size)
-        self._share_cores(batch_size)
+        self._warm_up(int(properties.get("batch_size") or 1))
 
     @staticmethod
     def _choose_device(wish: str, gpu_id: int | None) -> str:
@@ -95,31 +89,6 @@ class OpenSetHandler:
                 self.classifier.predict(images)
         if self.classifier.device.type == "cuda":
             torch.cuda.synchronize()  # ready means done, not queued
-
-    def _share_cores(self, batch_size: int) -> None:
-        """Give every core a part of a large batch, where that is faster here than a share of every image."""
-        cores = torch.get_num_threads()
-        if os.environ.get("OPENSET_PARTS") == "no" or batch_size < LEAST_PART * cores:
-            return
-        if not self.classifier.compute_side_by_side(cores, prepare=_use_all_cores):
-            return
-        in_parts = self._fastest(batch_size)
-        self.classifier.compute_side_by_side(1)
-        shared = self._fastest(batch_size)
-        if in_parts < _GAIN * shared:
-            self.classifier.compute_side_by_side(cores, prepare=_use_all_cores)
-        logger.info("a batch of %d: %.1f ms in parts, %.1f ms shared", batch_size, 1e3 * in_parts, 1e3 * shared)  # fmt: skip
-
-    def _fastest(self, batch_size: int) -> float:
-        """Seconds of a batch, undisturbed."""
-        preprocessing, seconds = self.classifier.preprocessing, math.inf
-        side = preprocessing.image_size
-        images = torch.zeros(batch_size, preprocessing.channels, side, side, dtype=torch.uint8)
-        for _ in range(_TURNS):
-            started = time.perf_counter()
-            self.classifier.predict(images)
-            seconds = min(seconds, time.perf_counter() - started)
-        return seconds
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: one JSON document per request, in order."""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.thread import BrokenThreadPool
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Barrier
 from typing import NamedTuple
 
 import torch
@@ -19,8 +15,6 @@ from openset.fitted_scores import choose_scores
 from openset.heads import Head, OpenSetOutput
 from openset.model_card import ModelCard, PathIdentity
 from openset.preprocessing import Preprocessing
-
-logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -51,20 +45,13 @@ def exact_convolutions(wanted: bool) -> Iterator[None]:
 
     The setting is the process'; a training before or after keeps its own.
     """
-    if not wanted:
-        yield
-        return
     former = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    if wanted:
+        torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = former
-
-
-# Two cores with one image each were slower than both at one after the other (docs/results/serving-speed.md).
-LEAST_PART = 2
-_START_S = 60.0
 
 
 class OpenSetClassifier:
@@ -107,71 +94,6 @@ class OpenSetClassifier:
         self.fitted = {name: score.to(self.device).eval() for name, score in (fitted or {}).items()}
         self.scores = choose_scores(card.scores, self.fitted)
         self._features = compile_backbone(self.network, self.device) if compiled else self.network
-        self._cores = 1
-        self._pool: ThreadPoolExecutor | None = None
-
-    def compute_side_by_side(
-        self, cores: int, *, prepare: Callable[[], None] = lambda: None
-    ) -> bool:
-        """Give every core a part of its own of a batch that has two images or more for each, instead of a share of each image.
-
-        Cores that share an image wait for each other at every layer, also while the web server takes one of them for a moment.
-        Small networks lose by it: a thread that shared an image spins for a while, and the parts want its core.
-        For an eager backbone on a CPU; elsewhere nothing changes. Not while another thread predicts.
-
-        Args:
-            cores: parts of a batch, each computed by one thread; 1 goes back to sharing.
-            prepare: called first in each of these threads.
-
-        Returns:
-            Whether batches are computed so from now on; not where ``prepare`` fails.
-        """
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-        if cores < 2 or self.device.type != "cpu" or self.path.compiled:
-            return False
-        together = Barrier(cores)
-
-        def alone() -> None:
-            try:
-                prepare()
-                torch.get_num_threads()  # else the process' number would replace the next one at the first computation
-                torch.set_num_threads(1)
-                together.wait(_START_S)  # so that each of the tasks below starts a thread
-            except BaseException:
-                together.abort()
-                raise
-
-        former = torch.get_num_threads()
-        pool = ThreadPoolExecutor(cores, thread_name_prefix="compute", initializer=alone)
-        try:
-            for started in [pool.submit(torch.get_num_threads) for _ in range(cores)]:
-                started.result()
-        except BrokenThreadPool:
-            pool.shutdown()
-            logger.warning("the threads of %d cores did not start; they share every image", cores)
-            return False
-        finally:
-            torch.set_num_threads(former)  # also what threads of others begin with
-        self._cores, self._pool = cores, pool
-        return True
-
-    @torch.inference_mode()
-    def _backbone(self, batch: Tensor) -> Tensor:
-        with (
-            exact_convolutions(self.device.type == "cuda" and self.precision == "float32"),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
-        ):
-            features: Tensor = self._features(batch)
-            return features
-
-    def _features_of(self, batch: Tensor) -> Tensor:
-        pool = self._pool
-        if pool is None or len(batch) < LEAST_PART * self._cores:
-            return self._backbone(batch)
-        parts = batch.tensor_split(self._cores)
-        return torch.cat(list(pool.map(self._backbone, parts)))
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
@@ -179,7 +101,12 @@ class OpenSetClassifier:
         sent = filled_up(images) if self.path.compiled else images
         batch = self.preprocessing.normalize(sent.to(self.device, non_blocking=True))
         batch = batch.contiguous(memory_format=torch.channels_last)
-        output = self.head(self._features_of(batch)[: len(images)])
+        with (
+            exact_convolutions(self.device.type == "cuda" and self.precision == "float32"),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+        ):
+            features = self._features(batch)[: len(images)]
+        output = self.head(features)
         scores = {name: score(output) for name, score in self.scores.items()}
         return Prediction(output, scores, output.logits.argmax(dim=1))
 

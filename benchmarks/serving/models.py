@@ -177,7 +177,7 @@ def characters(count: int) -> list[bytes]:
 
 
 def load(artifact: Path, *, device: str, precision: str, compiled: bool) -> OpenSetClassifier:
-    """The classifier for the bare loops: the handler's, with all cores at every image."""
+    """The classifier as the handler loads it, for the bare loops."""
     return load_artifact(
         artifact,
         device="cuda:0" if device == "cuda" else device,
