@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 import training.engine as engine
+from benchmarks.training.rows import machine
 from training.runs import BEST, HISTORY, LAST, Run, make_config
 from training.train import train
 
@@ -142,7 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(json.dumps(row, indent=2))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": [row]}, indent=2) + "\n")
+        content = {"machine": machine(), "rows": [row]}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0 if row["met"] else 1
 
 
