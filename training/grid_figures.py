@@ -173,7 +173,7 @@ def _panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
         panels += [(f"{loss} and options", variants)] if len(variants) > 1 else []
     shown = {id(entry) for _, chosen in panels for entry in chosen}
     rest = [entry for entry in entries if id(entry) not in shown]
-    return [*panels, ("others", rest)] if rest else panels
+    return [*panels, ("others" if panels else "", rest)] if rest else panels
 
 
 def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure | None:

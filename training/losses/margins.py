@@ -84,7 +84,7 @@ AnyMargin = CosineMargin | AngularMargin | MultiplicativeAngularMargin | LogitMa
 
 
 def with_background(output: OpenSetOutput, labels: Tensor) -> tuple[OpenSetOutput, Tensor]:
-    """The background center as class C: cosines, radii and logits (N, C + 1), and labels without negatives, (N,)."""
+    """The background center as class C: cosines and logits (N, C + 1), radii as they are, and labels without negatives, (N,)."""
     assert output.all_cosines is not None
     assert output.all_logits is not None
     extended = output._replace(cosines=output.all_cosines, logits=output.all_logits)
