@@ -23,20 +23,24 @@ class OpenSetOutput(NamedTuple):
 
     Attributes:
         features: deep features, (N, D), float32.
-        cosines: similarity to each class center, (N, C), in [-1, 1].
         radii: what multiplies the cosines: magnitudes (N, 1) for soft, the constant scale (N, 1) for hard,
             magnitude times center length (N, C) for linear heads.
         logits: (N, C), never with a margin.
-        all_cosines: the cosines with that of the background center as a last column, (N, C + 1); None for heads without one.
-        all_logits: likewise. Whoever replaces cosines or logits replaces these too.
+        all_radii: the radii with that of the background center as a last column, (N, 1) or (N, C + 1); None for heads
+            without one.
+        all_logits: likewise, (N, C + 1). Whoever replaces radii or logits replaces these too.
     """
 
     features: Tensor
-    cosines: Tensor
     radii: Tensor
     logits: Tensor
-    all_cosines: Tensor | None = None
+    all_radii: Tensor | None = None
     all_logits: Tensor | None = None
+
+    @property
+    def cosines(self) -> Tensor:
+        """Similarity to each class center, (N, C), in [-1, 1]; made when asked for: training needs the labels' alone."""
+        return geometry.cosines(self.logits, self.radii)
 
 
 def _initial_centers(num_classes: int, feature_dim: int) -> Tensor:
@@ -60,10 +64,9 @@ def _background_apart(output: OpenSetOutput) -> OpenSetOutput:
     classes = output.logits.shape[1] - 1
     return OpenSetOutput(
         output.features,
-        output.cosines[:, :classes],
         output.radii[:, :classes],
         output.logits[:, :classes],
-        output.cosines,
+        output.radii,
         output.logits,
     )
 
@@ -98,8 +101,7 @@ class LinearHead(nn.Module):
             features = _at_least_float32(features)
             weight = _joined(self.weight, self.background).to(features.dtype)
             radii = geometry.magnitudes(features)[:, None] * geometry.magnitudes(weight)
-            logits = features @ weight.T
-            output = OpenSetOutput(features, geometry.cosines(logits, radii), radii, logits)
+            output = OpenSetOutput(features, radii, features @ weight.T)
             return output if self.background is None else _background_apart(output)
 
 
@@ -161,7 +163,7 @@ class NormalizedHead(nn.Module):
             centers = _joined(self.weight, self.background).to(features.dtype)
             length = self.scale if self.normalization == "hard" else None
             logits, radii = geometry.products(features, centers, length=length, unit=is_projected)
-            output = OpenSetOutput(features, geometry.cosines(logits, radii), radii, logits)
+            output = OpenSetOutput(features, radii, logits)
             return output if self.background is None else _background_apart(output)
 
 

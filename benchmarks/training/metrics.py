@@ -43,7 +43,7 @@ def _ours(
 def _scored(logits: torch.Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
     scores, predictions = [], []
     for part in logits.split(_ROWS):
-        scores.append(SCORES["softmax"](OpenSetOutput(part, part, part, part)))
+        scores.append(SCORES["softmax"](OpenSetOutput(part, part, part)))
         predictions.append(part.argmax(dim=1))
     return torch.cat(scores).numpy(), torch.cat(predictions).numpy()
 

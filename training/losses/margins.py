@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from openset import geometry
 from openset.heads import OpenSetOutput
 from openset.labels import is_known
 
@@ -84,10 +85,10 @@ AnyMargin = CosineMargin | AngularMargin | MultiplicativeAngularMargin | LogitMa
 
 
 def with_background(output: OpenSetOutput, labels: Tensor) -> tuple[OpenSetOutput, Tensor]:
-    """The background center as class C: cosines and logits (N, C + 1), radii as they are, and labels without negatives, (N,)."""
-    assert output.all_cosines is not None
+    """The background center as class C: radii and logits with its column, and labels without negatives, (N,)."""
+    assert output.all_radii is not None
     assert output.all_logits is not None
-    extended = output._replace(cosines=output.all_cosines, logits=output.all_logits)
+    extended = output._replace(radii=output.all_radii, logits=output.all_logits)
     background = torch.full_like(labels, output.logits.shape[1])
     return extended, torch.where(is_known(labels), labels, background)
 
@@ -119,10 +120,10 @@ def margin_logits(
     if isinstance(margin, LogitMargin):
         change = torch.full_like(output.logits[:, :1], -factor * margin.logit_margin)
         return output.logits.scatter_add(1, own, change.masked_fill(is_foreign, 0.0))
-    # The step g(c) - c is a constant for the gradient: the angle's derivative stays that of the plain cosine.
-    cosine = output.cosines.detach().gather(1, own)
-    step = (margin.margin_cosine(cosine, factor) - cosine).masked_fill(is_foreign, 0.0)
     radius = output.radii if output.radii.shape[1] == 1 else output.radii.gather(1, own)
+    # The step g(c) - c is a constant for the gradient: the angle's derivative stays that of the plain cosine.
+    cosine = geometry.cosines(output.logits.detach().gather(1, own), radius.detach())
+    step = (margin.margin_cosine(cosine, factor) - cosine).masked_fill(is_foreign, 0.0)
     if detach_radial:
         radius = radius.detach()
     return output.logits.scatter_add(1, own, radius * step)

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from openset import geometry
 from openset.heads import OpenSetOutput
 from openset.labels import is_known
 from training.losses.margins import (
@@ -146,13 +147,13 @@ class DynamicScale(nn.Module):
         """The hard head's output with the adapted scale in place of its own; in training the scale adapts first."""
         if self.training:
             self.update(output, labels)
-        scale = self.value.to(output.cosines.dtype)
-        everything = output.all_cosines
-        return output._replace(
-            radii=scale.expand_as(output.radii),
-            logits=scale * output.cosines,
-            all_logits=None if everything is None else scale * everything,
-        )
+        scale = self.value.to(output.logits.dtype)
+        radii = scale.expand_as(output.radii)
+        adapted = output._replace(radii=radii, logits=scale * output.cosines)
+        if output.all_logits is None or output.all_radii is None:
+            return adapted
+        everything = scale * geometry.cosines(output.all_logits, output.all_radii)
+        return adapted._replace(all_radii=radii, all_logits=everything)
 
     @torch.no_grad()
     def update(self, output: OpenSetOutput, labels: Tensor) -> None:

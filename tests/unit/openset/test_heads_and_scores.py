@@ -105,7 +105,7 @@ def test_impossible_heads_are_refused(kind: str, scale: float | None, message: s
 
 def output_of(logits: list[list[float]]) -> OpenSetOutput:
     tensor = torch.tensor(logits)
-    return OpenSetOutput(tensor, tensor, tensor, tensor)
+    return OpenSetOutput(tensor, tensor, tensor)
 
 
 def test_log_odds_are_the_logit_of_the_largest_probability() -> None:

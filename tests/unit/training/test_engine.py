@@ -370,7 +370,7 @@ def test_confidence_is_the_thesis_formula(few: Any) -> None:
 
     class Fixed(torch.nn.Module):
         def forward(self, features: torch.Tensor) -> OpenSetOutput:
-            return OpenSetOutput(features, logits, logits, logits)
+            return OpenSetOutput(features, logits, logits)
 
     labels = np.array([0, 2, NEGATIVE])
     split = Split(
