@@ -22,19 +22,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywh
 from benchmarks.serving import models
 from benchmarks.serving.clients import Clients
 from benchmarks.serving.load import Outcome
-from benchmarks.serving.plan import Plan, cores, plan_of
+from benchmarks.serving.plan import Plan, plan_of
 from benchmarks.serving.processes import Running, served_by_stack
 from benchmarks.serving.report import Report, say
 from serving.archive import build_archive
 
-# "bound" is what is served; nothing said of their places leaves them to the scheduler. "split" has a worker of one thread for
-# every core instead of one worker with all.
+# "shared" is what is served: workers that share the cores. The others have one worker with all cores, its threads bound to a
+# core each or left to the scheduler, spinning or asleep while they wait for each other.
 SETTINGS = {
+    "shared": {},
     "bound": {"OMP_PROC_BIND": "true"},
     "free": {"OMP_PROC_BIND": "false"},
     "bound, asleep": {"OMP_PROC_BIND": "true", "GOMP_SPINCOUNT": "0"},
     "free, asleep": {"OMP_PROC_BIND": "false", "GOMP_SPINCOUNT": "0"},
-    "split": {},
 }
 _SHARE = 0.7
 
@@ -51,7 +51,7 @@ async def measure(plan: Plan, images: list[bytes], report: Report, names: list[s
             running: dict[str, Running] = {}
             for name in names:
                 environment = {**plan.stack_environment(), **SETTINGS[name]}
-                arranged = replace(plan, workers=cores()) if name == "split" else plan
+                arranged = plan if name == "shared" else replace(plan, workers=1)
                 stack = served_by_stack(
                     store, "model", arranged.stack_arguments(precision), environment
                 )

@@ -7,6 +7,7 @@ point of the model card applies, on the path it was made for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ from openset.answers import BadOperatingPoint, Refusal, document, read_question
 from openset.artifact import load_artifact, weights_digest
 from openset.classifier import OpenSetClassifier
 from openset.compilation import CALLS_UNTIL_RECORDED, buckets_up_to
+from openset.cores import SharedCores
 from openset.image_headers import UnreadableImage
 from openset.scores import class_probabilities
 
@@ -36,6 +38,7 @@ class OpenSetHandler:
     """Life cycle of the worker: ``initialize`` once, ``handle`` per batch."""
 
     classifier: OpenSetClassifier
+    cores: SharedCores | None
 
     def initialize(self, context: Any) -> None:
         """Load the artifact and warm up every batch size that can occur; the worker is ready when this returns.
@@ -61,7 +64,16 @@ class OpenSetHandler:
         self.decoders = ThreadPoolExecutor(
             threads, thread_name_prefix="decode", initializer=_use_all_cores
         )
-        self._warm_up(int(properties.get("batch_size") or 1))
+        shared = settings.get("shared_cores")
+        self.cores = None
+        if shared is not None and self.classifier.device.type == "cpu":
+            cores = len(os.sched_getaffinity(0))
+            self.cores = SharedCores(
+                Path(shared["folder"]), workers=int(shared["workers"]), cores=cores
+            )
+            self.cores.follow(self.classifier.network)
+        for _ in [0] if self.cores is None else self.cores.every_part():
+            self._warm_up(int(properties.get("batch_size") or 1))
 
     @staticmethod
     def _choose_device(wish: str, gpu_id: int | None) -> str:
@@ -92,6 +104,10 @@ class OpenSetHandler:
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: one JSON document per request, in order."""
+        with self.cores or contextlib.nullcontext():
+            return self._answers(data, context)
+
+    def _answers(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         requests = list(
             self.decoders.map(lambda i: self._read(data[i], context, i), range(len(data)))
         )

@@ -12,14 +12,15 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 # By device: workers, largest batch, gateway processes. On a CPU a longer batch than four keeps its members waiting, and whether
-# it gains throughput was undecided (docs/results/serving-speed.md);
-# on a GPU two workers, so that one decodes while the other computes.
+# it gains throughput was undecided; two workers share the cores (``ServingSettings.shares_cores``), for figures see
+# docs/results/serving-speed.md. On a GPU two workers, so that one decodes while the other computes.
 DEVICE_DEFAULTS = {
-    "cpu": {"workers": 1, "batch_size": 4, "gateway_processes": 1},
+    "cpu": {"workers": 2, "batch_size": 4, "gateway_processes": 1},
     "cuda": {"workers": 2, "batch_size": 32, "gateway_processes": 4},
 }
 
@@ -38,9 +39,17 @@ def compute_device(device: str) -> str:
     return device
 
 
-def device_defaults(device: str) -> dict[str, int]:
-    """Of a device, see ``compute_device``."""
-    return DEVICE_DEFAULTS[compute_device(device)]
+def device_defaults(device: str, *, compiled: bool = False) -> dict[str, int]:
+    """Of a device, see ``compute_device``.
+
+    Code compiled for a CPU has its number of threads built in, so that one worker has them all.
+    """
+    computes_on = compute_device(device)
+    defaults = DEVICE_DEFAULTS[computes_on]
+    cores = len(os.sched_getaffinity(0))
+    if computes_on == "cpu" and (compiled or cores == 1):
+        return {**defaults, "workers": 1}
+    return defaults
 
 
 def _default_compile_cache() -> Path:
@@ -141,8 +150,13 @@ class ServingSettings:
         return self.compile_cache.resolve() if self.compiled else self.run_dir / "tmp" / "code"
 
     def worker_threads(self) -> int:
-        """Computing threads of one worker on a CPU."""
+        """Computing threads of one worker on a CPU, while all work."""
         return max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether a worker takes all cores while the others have nothing to do, see ``openset.cores``."""
+        return self.workers > 1 and not self.compiled and compute_device(self.device) == "cpu"
 
     def thread_environment(self, given: Mapping[str, str]) -> dict[str, str]:
         """Environment of the worker's computing threads; what ``given`` says of their places stays.
@@ -186,10 +200,15 @@ def model_config(settings: ServingSettings) -> str:
                 "precision": settings.precision,
                 "compiled": settings.compiled,
                 "decode_threads": settings.decode_threads or settings.worker_threads(),
+                **({"shared_cores": _shared_cores(settings)} if settings.shares_cores else {}),
             },
         },
         sort_keys=True,
     )
+
+
+def _shared_cores(settings: ServingSettings) -> dict[str, Any]:
+    return {"folder": str(settings.run_dir / "tmp" / "cores"), "workers": settings.workers}
 
 
 def _free_ports(count: int) -> list[int]:

@@ -43,7 +43,9 @@ def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder of compiled code; default: ~/.cache/openset-serve",
     )
-    parser.add_argument("--workers", type=int, help="default: 1, on a GPU 2")
+    parser.add_argument(
+        "--workers", type=int, help="default: 2; 1 on a single core, and on a CPU with --compiled"
+    )
     parser.add_argument("--batch-size", type=int, help="default: 4, on a GPU 32")
     parser.add_argument(
         "--max-batch-delay-ms",
@@ -67,7 +69,7 @@ def run_folder(given: Path | None) -> Iterator[Path]:
 
 def settings_from(arguments: argparse.Namespace, run_dir: Path) -> ServingSettings:
     """Serving settings from parsed arguments."""
-    defaults = device_defaults(arguments.device)
+    defaults = device_defaults(arguments.device, compiled=arguments.compiled)
     workers, batch_size = arguments.workers, arguments.batch_size
     return ServingSettings(
         model=arguments.model,

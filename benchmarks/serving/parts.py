@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -63,8 +64,7 @@ async def compare(bench: Bench, folder: Path) -> None:
         }
         stocks = await _stocks(bench, folder, next(iter(ours.values()))[2], servers)
         measures: dict[str, Measure] = {
-            f"stock, batch {size}": served(bench, running.torchserve)
-            for size, running in stocks.items()
+            name: served(bench, running.torchserve) for name, running in stocks.items()
         }
         best = {}
         for precision, (running, classifier, _) in ours.items():
@@ -84,16 +84,21 @@ async def compare(bench: Bench, folder: Path) -> None:
 
 async def _stocks(
     bench: Bench, folder: Path, artifact: Path, servers: contextlib.AsyncExitStack
-) -> dict[int, Running]:
-    """The stock handler with the same weights, by batch size: its default of 1, and ours."""
+) -> dict[str, Running]:
+    """The stock handler with the same weights, with its default batch size of 1 and ours, one worker and as many as ours.
+
+    Workers divide the cores, since those of the stock handler cannot lend them to each other.
+    """
     store = folder / "stock"
     store.mkdir(parents=True)
     models.stock_archive(artifact, store)
-    stocks = {}
-    for size in sorted({1, bench.plan.batch_size}):
-        say(f"TorchServe's stock image_classifier, batch size {size}")
-        stock = served_by_stock(store, bench.images[0], batch_size=size, plan=bench.plan)
-        stocks[size] = await servers.enter_async_context(stock)
+    stocks, plan = {}, bench.plan
+    counts = {plan.workers} if plan.rounds == 1 else {1, plan.workers}  # a smoke run starts few
+    for size, workers in itertools.product(sorted({1, plan.batch_size}), sorted(counts)):
+        name = f"stock, batch {size}, workers {workers}"
+        say(f"TorchServe's image_classifier: {name}")
+        stock = served_by_stock(store, bench.images[0], batch_size=size, workers=workers, plan=plan)
+        stocks[name] = await servers.enter_async_context(stock)
     return stocks
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from serving.configuration import DEVICE_DEFAULTS
+from serving.configuration import device_defaults
 from training.precision import has_native_bfloat16
 
-# The stack's own defaults, and a load that can fill them.
-_OF_DEVICE = {
-    "cpu": DEVICE_DEFAULTS["cpu"] | {"connections": 16, "client_processes": 1},
-    "cuda": DEVICE_DEFAULTS["cuda"] | {"connections": 128, "client_processes": 4},
+# A load that can fill the stack.
+_LOAD = {
+    "cpu": {"connections": 16, "client_processes": 1},
+    "cuda": {"connections": 128, "client_processes": 4},
 }
 _MAX_IN_FLIGHT = 64  # places of the measured gateway; its own default is far more
 
@@ -60,7 +60,7 @@ class Plan:
 
     def of_toy_model(self) -> Plan:
         """The plan for the toy model, which is always eager and never needs more than one gateway process."""
-        chosen: dict[str, int] = {**_OF_DEVICE["cpu"]}
+        chosen: dict[str, int] = device_defaults("cpu") | _LOAD["cpu"]
         return replace(self, compiled=False, network="lenet_plus_plus", **chosen)
 
     def stack_arguments(self, precision: str) -> list[str]:
@@ -101,7 +101,8 @@ def plan_of(
     if precisions is None:
         native = device == "cuda" or has_native_bfloat16(device)
         precisions = [*(["float32"] if device == "cpu" else []), *(["bfloat16"] if native else [])]
-    chosen = _OF_DEVICE[device] | {key: value for key, value in given.items() if value is not None}
+    defaults = device_defaults(device, compiled=compiled) | _LOAD[device]
+    chosen = defaults | {key: value for key, value in given.items() if value is not None}
     if least := [key for key, value in chosen.items() if value < 1]:
         raise ValueError(f"{', '.join(least)} must be at least 1")
     times: dict[str, float] = (

@@ -146,20 +146,23 @@ _QUIET = _RELOADED.replace('name="MODEL_LOG" level="info"', 'name="MODEL_LOG" le
 
 @contextlib.asynccontextmanager
 async def served_by_stock(
-    store: Path, canary: bytes, *, batch_size: int, plan: Plan
+    store: Path, canary: bytes, *, batch_size: int, workers: int, plan: Plan
 ) -> AsyncIterator[Running]:
-    """TorchServe with its stock handler: same Java, sockets, workers, threads and, once ready, logging as ours.
+    """TorchServe with its stock handler: same Java, sockets, placing of threads and, once ready, logging as ours.
 
     Raises:
         TorchServeFailed: it did not start; holds what it said.
     """
-    with _run_folder(f"stock-{batch_size}") as run_dir, (run_dir / "log").open("wb") as output:
+    with (
+        _run_folder(f"stock-{batch_size}-{workers}") as run_dir,
+        (run_dir / "log").open("wb") as output,
+    ):
         settings = ServingSettings(
             model="stock",
             model_store=store,
             run_dir=run_dir,
             batch_size=batch_size,
-            workers=plan.workers,
+            workers=workers,
             device=plan.device,
             response_timeout_s=120,
         )

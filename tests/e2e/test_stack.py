@@ -24,7 +24,7 @@ import torch
 from openset.artifact import load_artifact
 from openset.classifier import SCORE_TOLERANCE
 from serving.archive import build_archive
-from serving.configuration import ServingSettings
+from serving.configuration import ServingSettings, device_defaults
 from serving.torchserve import ManagementClient
 from tests.factories import grey_image, image_bytes, tiny_artifact
 
@@ -217,7 +217,12 @@ def test_sockets_are_private(stack: Stack) -> None:
 
 
 def test_settings_are_what_torchserve_runs_with(stack: Stack, store: Path) -> None:
-    settings = ServingSettings(model="tiny", model_store=store, run_dir=stack.run_dir)
+    settings = ServingSettings(
+        model="tiny",
+        model_store=store,
+        run_dir=stack.run_dir,
+        workers=device_defaults("cpu")["workers"],
+    )
     described = asyncio.run(ManagementClient(settings).describe())
     for key, value in settings.read_back().items():
         if key in described:

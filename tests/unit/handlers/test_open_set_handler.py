@@ -68,6 +68,38 @@ def ask(
     return [json.loads(answer) for answer in answers], context
 
 
+def test_workers_share_the_cores_while_both_answer_a_batch(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
+    threads = torch.get_num_threads()
+    shared = {"folder": str(tmp_path), "workers": 2}
+    workers = [OpenSetHandler(), OpenSetHandler()]
+    used: list[int] = []
+    try:
+        for worker in workers:
+            worker.initialize(FakeContext(artifact, shared_cores=shared))
+            decide = worker.classifier.decide
+
+            def noted(*arguments: Any, decide: Any = decide) -> Any:
+                used.append(torch.get_num_threads())
+                return decide(*arguments)
+
+            monkeypatch.setattr(worker.classifier, "decide", noted)
+        first, second = workers
+        body = image_bytes(grey_image())
+        alone, _ = ask(first, artifact, [body])
+        assert second.cores is not None
+        with second.cores:
+            beside, _ = ask(first, artifact, [body])
+        ask(first, artifact, [body])
+    finally:
+        torch.set_num_threads(threads)
+    assert used == [4, 2, 4]
+    assert alone[0]["score"] == pytest.approx(beside[0]["score"], abs=1e-4)
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(os.getppid())) < 2, reason="needs two cores")
 def test_decoding_is_not_confined_to_the_core_of_the_main_thread(artifact: Path) -> None:
     before = os.sched_getaffinity(0)

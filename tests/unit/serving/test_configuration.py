@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.configuration import ServingSettings, model_config
+from serving.configuration import ServingSettings, device_defaults, model_config
 
 
 @pytest.mark.parametrize(("deadline", "shed_ms"), [(None, 12_000), ("2.5", 4_500)])
@@ -36,6 +36,35 @@ def test_a_single_cpu_worker_has_a_thread_bound_to_each_core(archive: Path) -> N
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
         "OMP_PROC_BIND": "true",
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({"workers": 2}, True),
+        ({"workers": 1}, False),
+        ({"workers": 2, "compiled": True}, False),
+        ({"workers": 2, "device": "cuda"}, False),
+    ],
+)
+def test_several_eager_workers_of_a_cpu_share_its_cores(
+    archive: Path, changes: dict[str, Any], shared: bool
+) -> None:
+    options: dict[str, Any] = {"device": "cpu", **changes}
+    settings = ServingSettings(model="tiny", model_store=archive, run_dir=archive, **options)
+    handler = yaml.safe_load(model_config(settings))["handler"]
+    folder = str(archive / "tmp" / "cores")
+    assert handler.get("shared_cores") == ({"folder": folder, "workers": 2} if shared else None)
+
+
+@pytest.mark.parametrize(
+    ("cores", "compiled", "workers"), [({0, 1}, False, 2), ({0, 1}, True, 1), ({0}, False, 1)]
+)
+def test_workers_of_a_cpu_are_no_more_than_can_share_it(
+    monkeypatch: pytest.MonkeyPatch, cores: set[int], compiled: bool, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    assert device_defaults("cpu", compiled=compiled)["workers"] == workers
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.configuration import DEVICE_DEFAULTS, ServingSettings
+from serving.configuration import ServingSettings, device_defaults
 from serving.serve import add_serving_arguments, settings_from
 from serving.torchserve import TorchServe, TorchServeFailed, require_tools
 
@@ -116,7 +116,7 @@ def test_workers_and_batch_follow_the_device_unless_given(
         (["--device", "cpu"], "cpu"),
         (["--device", "cuda"], "cuda"),
     ):
-        made, expected = parsed(tmp_path, *arguments), DEVICE_DEFAULTS[device]
+        made, expected = parsed(tmp_path, *arguments), device_defaults(device)
         assert (made.workers, made.batch_size) == (expected["workers"], expected["batch_size"])
     given = parsed(tmp_path, "--device", "cuda", "--workers", "3", "--batch-size", "5")
     assert (given.workers, given.batch_size) == (3, 5)
