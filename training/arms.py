@@ -89,9 +89,9 @@ CURES: dict[str, list[Arm]] = {
     ],
     "turned_negatives": [
         Arm("cos_eos", "cos_eos"),
-        *_sweep("cos_eos", "turned_negatives", (0.25, 0.5, 0.85)),
+        *_sweep("cos_eos", "turned_negatives", (0.25, 0.5, 0.875)),
         Arm("cos_eos, modern", "cos_eos", preset="modern"),
-        Arm("cos_eos, modern, turned_negatives=0.5", "cos_eos", {"turned_negatives": 0.5}, preset="modern"),
+        Arm("cos_eos, modern, turned_negatives=0.875", "cos_eos", {"turned_negatives": 0.875}, preset="modern"),
     ],
     "margin": [
         *_sweep("cos_eos", "cosine_margin", (0.0, 0.1, 0.2, 0.35, 0.5)),
@@ -119,11 +119,12 @@ CANDIDATES: list[Arm] = [
     Arm("os, thesis", "os"),
 ]
 
+# With 7 of 8 turned, all eight ways to lie on the square are as likely.
 _OF_CHARACTERS: list[Arm] = [
-    Arm("cos_eos, turned", "cos_eos", {"turned_negatives": 0.5}, preset="modern"),
-    Arm("cos_eos, thesis, turned", "cos_eos", {"turned_negatives": 0.5}),
-    Arm("arc_eos, thesis, turned", "arc_eos", {"turned_negatives": 0.5}),
-    Arm("eos, thesis, turned", "eos", {"turned_negatives": 0.5}),
+    Arm("cos_eos, turned", "cos_eos", {"turned_negatives": 0.875}, preset="modern"),
+    Arm("cos_eos, thesis, turned", "cos_eos", {"turned_negatives": 0.875}),
+    Arm("arc_eos, thesis, turned", "arc_eos", {"turned_negatives": 0.875}),
+    Arm("eos, thesis, turned", "eos", {"turned_negatives": 0.875}),
 ]
 
 
