@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from training.protocols import get_protocol
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -85,6 +87,12 @@ CURES: dict[str, list[Arm]] = {
         for loss in ("cos_eos", "arc_eos", "os", "softmax")
         for preset in ("thesis", "modern")
     ],
+    "turned_negatives": [
+        Arm("cos_eos", "cos_eos"),
+        *_sweep("cos_eos", "turned_negatives", (0.25, 0.5, 0.875)),
+        Arm("cos_eos, modern", "cos_eos", preset="modern"),
+        Arm("cos_eos, modern, turned_negatives=0.875", "cos_eos", {"turned_negatives": 0.875}, preset="modern"),
+    ],
     "margin": [
         *_sweep("cos_eos", "cosine_margin", (0.0, 0.1, 0.2, 0.35, 0.5)),
         *_sweep("arc_eos", "angular_margin", (0.0, 0.15, 0.3, 0.5, 0.7)),
@@ -110,3 +118,17 @@ CANDIDATES: list[Arm] = [
     Arm("cos_eos, thesis", "cos_eos"),
     Arm("os, thesis", "os"),
 ]
+
+# With 7 of 8 turned, all eight ways to lie on the square are as likely.
+_OF_CHARACTERS: list[Arm] = [
+    Arm("cos_eos, turned", "cos_eos", {"turned_negatives": 0.875}, preset="modern"),
+    Arm("cos_eos, thesis, turned", "cos_eos", {"turned_negatives": 0.875}),
+    Arm("arc_eos, thesis, turned", "arc_eos", {"turned_negatives": 0.875}),
+    Arm("eos, thesis, turned", "eos", {"turned_negatives": 0.875}),
+]
+
+
+def candidates(protocol: str) -> list[Arm]:
+    """What competes for a protocol; negatives are turned where they are characters."""
+    is_characters = get_protocol(protocol).kind == "characters"
+    return [*CANDIDATES, *(_OF_CHARACTERS if is_characters else [])]

@@ -7,15 +7,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from openset.labels import is_negative
 from openset.preprocessing import Preprocessing
 
 AUGMENTATIONS = ("thesis", "modern")
 
 _MODERN_AREA = (0.25, 1.0)
 _MODERN_ASPECT = (3 / 4, 4 / 3)
+# A stream of random numbers of its own, beside the order of the epoch.
+_TURNS = 1
 # No box of "modern" is longer than this many short sides of its image.
 LONGEST_BOX = _MODERN_ASPECT[1]
 
@@ -69,6 +73,43 @@ def augment(
     if flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return preprocessing.to_tensor(image)
+
+
+class TurnedNegatives:
+    """Turns and mirrors some negative characters, which makes foreign shapes of more kinds than there are letters.
+
+    Each of the seven ways in which a square falls on itself is as likely. A mirrored E may look like a 3: a few knowns are
+    lost for it. What becomes of a sample is a function of (seed, epoch, sample) alone.
+
+    Args:
+        labels: of the training part, (n,).
+        seed: of the run.
+        epoch: from 0.
+        share: of the negatives that are changed.
+        device: of the images.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        *,
+        seed: int,
+        epoch: int,
+        share: float,
+        device: torch.device,
+    ) -> None:
+        random = np.random.default_rng([seed, epoch, _TURNS])
+        chosen = is_negative(labels) & (random.random(len(labels)) < share)
+        ways = torch.from_numpy(random.integers(1, 8, len(labels)) * chosen).to(device)
+        self._swapped, self._upside_down, self._mirrored = (
+            ((ways & bit) != 0)[:, None, None, None] for bit in (4, 2, 1)
+        )
+
+    def __call__(self, images: Tensor, samples: Tensor) -> Tensor:
+        """Square images (m, channels, H, H), and which samples they are, (m,) -> the images as they are shown."""
+        images = torch.where(self._swapped[samples], images.transpose(2, 3), images)
+        images = torch.where(self._upside_down[samples], images.flip(2), images)
+        return torch.where(self._mirrored[samples], images.flip(3), images)
 
 
 def _random_box(

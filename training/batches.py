@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openset.labels import is_known
 from openset.preprocessing import Preprocessing
+from training.augmentation import TurnedNegatives
 from training.data import Split
 from training.decoded import CachedImages, to_device
 from training.files import Photographs, file_loader
@@ -62,11 +63,12 @@ def training_loader(
     skip_batches: int = 0,
     device: torch.device = CPU,
     share: Share = ALONE,
+    turned_negatives: float = 0.0,
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Shuffled batches of one epoch; the last may be smaller.
 
     Order and augmentation are a function of (seed, epoch, sample) alone: a resumed run, or one with another number of
-    workers or processes, sees the same data. Characters are not augmented.
+    workers or processes, sees the same data. Of characters only negatives are augmented.
 
     Args:
         split: the training part, its images where ``on_device`` puts them.
@@ -80,6 +82,7 @@ def training_loader(
         skip_batches: how many were done before.
         device: of the labels, and of the images unless they are files.
         share: which samples of each batch this process takes.
+        turned_negatives: share of negative characters that are turned or mirrored.
 
     Yields:
         Images of this process, uint8 (m, channels, H, W), and labels of the whole batch, (n,) int64.
@@ -91,10 +94,18 @@ def training_loader(
     if isinstance(split.images, Tensor):
         # The whole order goes to the device at once: a batch then costs no transfer at all.
         ordered = torch.from_numpy(order).to(device)
+        turned = (
+            TurnedNegatives(
+                split.labels, seed=seed, epoch=epoch, share=turned_negatives, device=device
+            )
+            if turned_negatives
+            else None
+        )
         for start in starts:
             chosen = ordered[start : start + batch_size]
             own = chosen[share.rank :: share.count] if len(chosen) > share.rank else chosen[:1]
-            yield split.images[own], labels[chosen]
+            images = split.images[own]
+            yield images if turned is None else turned(images, own), labels[chosen]
     elif isinstance(split.images, CachedImages):
         made = _from_cache(
             split.images, chunks, labels, preprocessing, augmentation, (seed, epoch), share

@@ -339,6 +339,7 @@ class Trainer:
                 skip_batches=self.progress.step,
                 device=self.device,
                 share=self.share,
+                turned_negatives=config.training.turned_negatives,
             )
         )
 

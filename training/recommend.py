@@ -23,7 +23,7 @@ from rich.table import Table
 
 from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
-from training.arms import CANDIDATES, Arm
+from training.arms import Arm, candidates
 from training.choices import RUNS
 from training.cures import (
     data_options,
@@ -289,16 +289,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--per-class", type=int, help="training images of each class; default: all of them"
     )
-    names = [arm.name for arm in CANDIDATES]
+    of_characters = [arm.name for arm in candidates("toy")]
     parser.add_argument(
         "--candidates",
         nargs="+",
         metavar="NAME",
-        choices=names,
-        default=names,
-        help=f"default: all: {'; '.join(names)}",
+        choices=of_characters,
+        help=f"default: all that the protocol has, of: {'; '.join(of_characters)}",
     )
     return parser
+
+
+def _chosen_arms(protocol: str, names: list[str] | None) -> list[Arm]:
+    arms = candidates(protocol)
+    if unknown := set(names or []) - {arm.name for arm in arms}:
+        raise ValueError(f"{protocol} has no candidate {'; '.join(sorted(unknown))}")
+    return [arm for arm in arms if names is None or arm.name in names]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -309,7 +315,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.INFO)
     try:
         rows = judge(
-            [arm for arm in CANDIDATES if arm.name in arguments.candidates],
+            _chosen_arms(arguments.protocol, arguments.candidates),
             protocol=arguments.protocol,
             epochs=arguments.epochs,
             seeds=arguments.seeds,

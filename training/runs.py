@@ -21,7 +21,7 @@ from openset.networks import build_network
 from openset.scores import DEFAULT_SCORE
 from training.choices import IMAGE_CACHE
 from training.data import ProtocolData, load_protocol
-from training.losses import build_loss, protocol_defaults
+from training.losses import LOSSES, build_loss, protocol_defaults
 from training.options import refuse_unknown
 from training.precision import resolve_precision
 from training.presets import PRESETS, Preset
@@ -51,6 +51,10 @@ _NOT_IDENTITY = (
     "epochs",
     "scores",
 )
+
+
+# Options of a preset that came later: at their default they leave the names of runs as they were.
+_LATER = ("turned_negatives",)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ class TrainConfig:
     def default_name(self) -> str:
         """Protocol, loss, preset, seed and a digest of everything else that changes the result."""
         content = {key: value for key, value in asdict(self).items() if key not in _NOT_IDENTITY}
+        for key in _LATER:
+            if content["training"][key] == getattr(PRESETS["thesis"], key):
+                del content["training"][key]
         if self.views_from_cache:
             content["views"] = "cache"
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:6]
@@ -292,6 +299,11 @@ def make_config(
     if resolved.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"device {resolved!r} was asked for, but this machine offers no CUDA device to torch"
+        )
+    if training.turned_negatives and not (characters and LOSSES[loss].uses_negatives):
+        raise ValueError(
+            "turned_negatives is for characters and for losses that learn from negatives, got protocol "
+            f"{protocol!r} with loss {loss!r}"
         )
     training = replace(training, precision=resolve_precision(training.precision, resolved))
     config = TrainConfig(

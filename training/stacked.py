@@ -49,13 +49,14 @@ def ask_for_queues() -> None:
 def can_share(*configs: TrainConfig) -> bool:
     """Whether runs can be trained side by side: on the same characters and device, with steps that the host stays out of.
 
-    A schedule, averaged weights and AdaCos' dynamic scale need the host at every step.
+    A schedule, averaged weights and AdaCos' dynamic scale need the host at every step; turned negatives are not recorded.
     """
     return len({_shared_part(config) for config in configs}) == 1 and all(
         get_protocol(config.protocol).kind == "characters"
         and config.training.schedule == "constant"
         and not config.training.warmup_epochs
         and not config.training.ema_decay
+        and not config.training.turned_negatives
         and config.loss_options.get("scale") != ADACOS_DYNAMIC
         and not config.compiled
         for config in configs

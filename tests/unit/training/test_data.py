@@ -13,9 +13,10 @@ from PIL import Image
 
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import UnreadableImage
-from training.batches import training_loader
+from training.batches import Share, training_loader
 from training.data import MissingClasses, load_protocol, stratified_split
 from training.protocols import PROTOCOLS, get_protocol
+from training.runs import make_config
 
 # -- class lists -----------------------------------------------------------------------------------------------------
 
@@ -297,3 +298,62 @@ def test_stratified_split_takes_the_share_of_every_group() -> None:
     first, rest = stratified_split(groups, 0.2, 0)
     assert [(groups[first] == g).sum() for g in "ab"] == [10, 2]
     assert sorted([*first, *rest]) == list(range(60))
+
+
+# -- turned negatives ------------------------------------------------------------------------------------------------
+
+
+def shown(data: Any, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = loader(data, turned_negatives=0.5, **changes)
+    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))  # type: ignore[return-value]
+
+
+def test_a_share_of_the_negatives_is_turned_and_no_known_is(glyphs: Any) -> None:
+    plain = [torch.cat(parts) for parts in zip(*loader(glyphs), strict=True)]
+    images, labels = shown(glyphs)
+    assert torch.equal(labels, plain[1])
+    changed = (images != plain[0]).flatten(1).any(dim=1)
+    assert not changed[labels >= 0].any()
+    assert changed[labels < 0].float().mean().item() == pytest.approx(0.5, abs=0.1)
+    ways: dict[int, int] = {}
+    for before, after in zip(plain[0][changed], images[changed], strict=True):
+        turns = [torch.rot90(image, k, (1, 2)) for image in (before, before.flip(2)) for k in range(4)]  # fmt: skip
+        same = [number for number, turned in enumerate(turns) if torch.equal(turned, after)]
+        assert same
+        ways[same[0]] = ways.get(same[0], 0) + 1
+    assert set(ways) == set(range(1, 8))
+
+
+def test_what_is_turned_depends_on_seed_epoch_and_sample_alone(glyphs: Any) -> None:
+    whole = loader(glyphs, turned_negatives=0.5)
+    resumed = loader(glyphs, turned_negatives=0.5, skip_batches=3)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[3:], resumed, strict=True))
+    halves = [loader(glyphs, turned_negatives=0.5, share=Share(rank, 2)) for rank in (0, 1)]
+    for (images, _), first, second in zip(whole, *halves, strict=True):
+        assert torch.equal(images[0::2], first[0])
+        assert torch.equal(images[1::2], second[0][: len(images) // 2])
+    assert not torch.equal(shown(glyphs)[0], shown(glyphs, epoch=1)[0])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "loss", "share", "message"),
+    [
+        ("p1", "cos_eos", 0.5, "turned_negatives is for characters"),
+        ("glyphs", "softmax", 0.5, "losses that learn from negatives"),
+        ("glyphs", "cos_eos", 1.5, "at most 1"),
+    ],
+)
+def test_turned_negatives_are_refused_where_they_mean_nothing(
+    protocol: str, loss: str, share: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_config(protocol, loss, device="cpu", options={"turned_negatives": share})
+
+
+def test_an_option_that_came_later_leaves_the_names_of_runs_without_it() -> None:
+    names = [
+        make_config("glyphs", "cos_eos", device="cpu", options=options).name
+        for options in ({}, {"turned_negatives": 0.0}, {"turned_negatives": 0.5})
+    ]
+    assert names[0] == names[1] == "glyphs-cos_eos-thesis-s42-b813c6"
+    assert names[2] != names[0]
