@@ -214,6 +214,13 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
         "CCR with the threshold just above the best foreign score.",
     ]
     parts.append(grid_tables.zero_table(entries))
+    passing = grid_tables.passing_table(entries)
+    if passing:
+        parts += [
+            "### Who passes",
+            "Unknown images above the softmax threshold by their class and the one they are taken for; of the first seed.",
+            passing,
+        ]
     validation = grid_tables.validation_table(entries)
     if validation:
         parts += [

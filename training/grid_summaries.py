@@ -1,4 +1,4 @@
-"""What is kept of each model beside its rows: bootstrap replicates and OSCR curves, small enough to be committed.
+"""What is kept of each model beside its rows: bootstrap replicates, OSCR curves and who passed, small enough to be committed.
 
 With these files a report is complete on a machine that has no scores, but for its histograms and pictures.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,25 @@ logger = logging.getLogger(__name__)
 SUMMARIES = "summaries"
 GROUP_LABELS = {"negatives": NEGATIVE, "unknowns": UNKNOWN}
 FPR_GRID = np.geomspace(8e-5, 1.0, 240)
+# At which false-positive rates it is kept which foreign classes passed, and as what; the most frequent ones.
+PASSING_TARGETS = ("1e-2", "1e-1")
+_PASSING_PAIRS = 12
 # Rates are stored as whole numbers of this many parts; a report shows thousandths of an interval.
 _PARTS = 65_000
 _UNREACHED = 65_535
+
+
+@dataclass(frozen=True)
+class Passing:
+    """Foreign images above a threshold.
+
+    Attributes:
+        count: all of them.
+        pairs: how many, by (foreign class, class it is taken for).
+    """
+
+    count: int
+    pairs: dict[tuple[str, str], int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +54,14 @@ class Summary:
         evaluated: when; rows of the same time belong to it.
         replicates: by (group, score), then by column, (repeats,), NaN where a replicate does not reach the FPR.
         curves: CCR at ``FPR_GRID`` by (group, score), (240,), NaN where the FPR is not reached.
+        passing: by (group, score, target), how many foreign images are accepted, and of them those of each pair of a foreign
+            and a known class, the most frequent pairs first; nothing where the FPR is not reached.
     """
 
     evaluated: str
     replicates: dict[tuple[str, str], dict[str, Floats]]
     curves: dict[tuple[str, str], Floats]
+    passing: dict[tuple[str, str, str], Passing] = field(default_factory=dict)
 
     def save(self, file: Path) -> None:
         """Write atomically; the same statistics give the same bytes."""
@@ -51,6 +71,11 @@ class Summary:
             for column, values in columns.items()
         }
         arrays |= {f"curves/{g}/{s}": _packed(values) for (g, s), values in self.curves.items()}
+        for (group, score, target), passing in self.passing.items():
+            name = f"passing/{group}/{score}/{target}"
+            arrays[f"{name}/count"] = np.array(passing.count)
+            arrays[f"{name}/pairs"] = np.array([list(pair) for pair in passing.pairs], dtype=str)
+            arrays[f"{name}/counts"] = np.array(list(passing.pairs.values()), dtype=np.int64)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".partial")
         with partial.open("wb") as stream:
@@ -68,6 +93,7 @@ class Summary:
         """
         replicates: dict[tuple[str, str], dict[str, Floats]] = {}
         curves = {}
+        passing = {}
         try:
             with np.load(file, allow_pickle=False) as stored:
                 evaluated = str(stored["evaluated"])
@@ -78,9 +104,16 @@ class Summary:
                         replicates.setdefault((group, score), {})[column] = _unpacked(stored[name])
                     elif kind == "curves":
                         curves[key[0], key[1]] = _unpacked(stored[name])
+                    elif kind == "passing" and key[-1] == "count":
+                        place = name.removesuffix("/count")
+                        pairs = (tuple(pair) for pair in stored[f"{place}/pairs"].tolist())
+                        counts = stored[f"{place}/counts"].tolist()
+                        passing[key[0], key[1], key[2]] = Passing(
+                            int(stored[name]), dict(zip(pairs, counts, strict=True))
+                        )
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} is damaged ({error}); restore or remove it") from error
-        return cls(evaluated, replicates, curves)
+        return cls(evaluated, replicates, curves, passing)
 
 
 def summarize(sample: ModelScores, *, rule: str, evaluated: str) -> Summary:
@@ -101,6 +134,12 @@ def summarize(sample: ModelScores, *, rule: str, evaluated: str) -> Summary:
             for group, score in keys
         },
         {(group, score): _ccr_at_grid(sample, group, score) for group, score in keys},
+        {
+            (group, score, target): passing
+            for group, score in keys
+            for target in PASSING_TARGETS
+            if (passing := _passing(sample, group, score, target, rule)) is not None
+        },
     )
 
 
@@ -110,6 +149,25 @@ def _ccr_at_grid(sample: ModelScores, group: str, score: str) -> Floats:
     )
     reached = np.searchsorted(curve.fpr, FPR_GRID, side="right") - 1
     return np.where(reached < 0, np.nan, curve.ccr[reached.clip(0)])
+
+
+def _passing(sample: ModelScores, group: str, score: str, target: str, rule: str) -> Passing | None:
+    scores, label = sample.scores[score], GROUP_LABELS[group]
+    curve = metrics.oscr_curve(scores, sample.predictions, sample.labels, against=label)
+    tau = metrics.threshold_at_fpr(curve, max_fpr=float(target), rule=rule)
+    if tau is None:
+        return None
+    known = sample.labels >= 0
+    of_label = dict(zip(sample.labels[known].tolist(), sample.groups[known].tolist(), strict=True))
+    passed = (sample.labels == label) & (scores >= tau)
+    pairs = Counter(
+        (str(foreign), str(of_label.get(taken, taken)))
+        for foreign, taken in zip(
+            sample.groups[passed].tolist(), sample.predictions[passed].tolist(), strict=True
+        )
+    )
+    first = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:_PASSING_PAIRS]
+    return Passing(int(passed.sum()), dict(first))
 
 
 def summary_file(results: Path, run: str) -> Path:

@@ -10,6 +10,7 @@ from training.grid_aims import Aim
 from training.grid_results import COLUMNS, Difference, Entry, Setting, difference, option_text
 from training.grid_rows import PUBLISHED_SCORE
 from training.grid_statistics import ACCURACY, Interval
+from training.grid_summaries import PASSING_TARGETS
 from training.losses import AS_PUBLISHED, LOSSES
 from training.published import (
     comparisons,
@@ -21,6 +22,7 @@ from training.published import (
 )
 
 HEADINGS = {"0.001": "CCR@1e-3", "0.01": "CCR@1e-2", "0.1": "CCR@1e-1", ACCURACY: "Acc"}
+_PASSING_SHOWN = 6
 _BENCHMARKS = {False: ("softmax",), True: ("eos", "os")}
 
 # Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
@@ -409,6 +411,25 @@ def saturation_table(entries: Sequence[Entry]) -> str:
     headings = ["loss"]
     for column in COLUMNS[:-1]:
         headings += [f"{HEADINGS[column]} probability", "log-odds"]
+    return table(headings, lines) if lines else ""
+
+
+def passing_table(entries: Sequence[Entry]) -> str:
+    """Which unknown classes pass, and as what: of the first seed, softmax scores; empty where no summary says it."""
+    lines = []
+    for entry in entries:
+        summary = next((found for model in entry.sound if (found := model.summary)), None)
+        for target in PASSING_TARGETS:
+            passing = summary and summary.passing.get(("unknowns", "softmax", target))
+            if not passing:
+                continue
+            shown = ", ".join(
+                f"{foreign} → {taken} {count}"
+                for (foreign, taken), count in list(passing.pairs.items())[:_PASSING_SHOWN]
+            )
+            rest = passing.count - sum(list(passing.pairs.values())[:_PASSING_SHOWN])
+            lines.append([name_text(entry), target, str(passing.count), shown, str(rest)])
+    headings = ["loss", "FPR", "accepted", "of which", "others"]
     return table(headings, lines) if lines else ""
 
 

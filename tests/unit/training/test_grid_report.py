@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,24 @@ def test_report_of_a_fresh_clone_has_all_that_was_committed(
     assert before.count("![") >= 6
     angles = next(file for file in pictures if file.name.endswith("-angles.png"))
     assert angles.read_bytes() == pictures[angles]
+
+
+def test_foreign_classes_that_pass_are_counted_by_what_they_are_taken_for(grid: Path) -> None:
+    text = (grid / "results/toy.md").read_text()
+    table = section(section(text, "## The published setting in detail"), "### Who passes")
+    line = line_of(table, "cos_eos")
+    sample = Scored.load(grid / "runs" / cells("cos_eos")[0].name / SCORES_FILE)
+    unknown = sample.labels == UNKNOWN
+    passed = np.flatnonzero(unknown)[np.argsort(-sample.scores["softmax"][unknown])][:12]
+    pairs = Counter((sample.groups[i], str(sample.predictions[i])) for i in passed)
+    (letter, digit), count = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+    # Of 120 unknown images.
+    lines = [part.split("|") for part in table.splitlines() if part.startswith("| `cos_eos` | 1e-1")]  # fmt: skip
+    assert lines[0][3].strip() == "12"
+    assert lines[0][4].strip().startswith(f"{letter} → {digit} {count}")
+    shown = sum(int(part.split()[-1]) for part in lines[0][4].split(","))
+    assert shown + int(lines[0][5]) == 12
+    assert line[1:3] == ["1e-2", "1"]
 
 
 def test_summary_of_another_evaluation_is_not_taken(grid: Path) -> None:
