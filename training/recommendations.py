@@ -48,6 +48,15 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
         provisional=True,
     )
     for protocol in PROTOCOLS
+} | {
+    "toy": Recommendation(
+        "cos_eos",
+        "thesis",
+        ("softmax",),
+        evidence="docs/results/recommend-toy.json",
+        provisional=True,
+        options={"turned_negatives": 0.875},
+    ),
 }
 
 
