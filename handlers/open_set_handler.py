@@ -72,7 +72,8 @@ class OpenSetHandler:
                 Path(shared["folder"]), workers=int(shared["workers"]), cores=cores
             )
             self.cores.follow(self.classifier.network)
-        for _ in [0] if self.cores is None else self.cores.every_part():
+        # Once for every number of threads that can occur.
+        for _ in self.cores.every_part() if self.cores else [None]:
             self._warm_up(int(properties.get("batch_size") or 1))
 
     @staticmethod

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -63,12 +62,7 @@ class SharedCores:
         self._working[self._place] = 1
         self._set(self._part(self._count()))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._working[self._place] = 0
 
     def _before_layer(self, module: nn.Module, inputs: Any) -> None:

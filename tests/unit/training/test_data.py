@@ -304,8 +304,8 @@ def test_stratified_split_takes_the_share_of_every_group() -> None:
 
 
 def shown(data: Any, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    batches = loader(data, turned_negatives=0.5, **changes)
-    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))  # type: ignore[return-value]
+    images, labels = zip(*loader(data, turned_negatives=0.5, **changes), strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 def test_a_share_of_the_negatives_is_turned_and_no_known_is(glyphs: Any) -> None:
