@@ -52,6 +52,7 @@ class OpenSetHandler:
         settings = (getattr(context, "model_yaml_config", None) or {}).get("handler") or {}
         device = self._choose_device(settings.get("device", "auto"), properties.get("gpu_id"))
         folder = Path(properties["model_dir"])
+        self.cores = self._shared_cores(settings.get("shared_cores"), device)
         self.classifier = load_artifact(
             folder,
             device=device,
@@ -64,17 +65,21 @@ class OpenSetHandler:
         self.decoders = ThreadPoolExecutor(
             threads, thread_name_prefix="decode", initializer=_use_all_cores
         )
-        shared = settings.get("shared_cores")
-        self.cores = None
-        if shared is not None and self.classifier.device.type == "cpu":
-            cores = len(os.sched_getaffinity(0))
-            self.cores = SharedCores(
-                Path(shared["folder"]), workers=int(shared["workers"]), cores=cores
-            )
-            self.cores.follow(self.classifier.network)
+        if self.cores:
+            self.cores.follow(self.classifier.backbone)
+        if self.classifier.path.mode == "packed":
+            self.classifier.network.to("meta")  # the packed copy answers: no memory for both
         # Once for every number of threads that can occur.
         for _ in self.cores.every_part() if self.cores else [None]:
             self._warm_up(int(properties.get("batch_size") or 1))
+
+    @staticmethod
+    def _shared_cores(shared: dict[str, Any] | None, device: str) -> SharedCores | None:
+        if shared is None or device != "cpu":
+            return None
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(cores)  # those of a worker that is alone: weights are packed for them
+        return SharedCores(Path(shared["folder"]), workers=int(shared["workers"]), cores=cores)
 
     @staticmethod
     def _choose_device(wish: str, gpu_id: int | None) -> str:
@@ -94,7 +99,7 @@ class OpenSetHandler:
     def _warm_up(self, batch_size: int) -> None:
         preprocessing = self.classifier.preprocessing
         side, channels = preprocessing.image_size, preprocessing.channels
-        compiled = self.classifier.path.compiled
+        compiled = self.classifier.path.mode == "compiled"
         calls = CALLS_UNTIL_RECORDED if compiled else 1
         for count in buckets_up_to(batch_size) if compiled else range(1, batch_size + 1):
             images = torch.zeros(count, channels, side, side, dtype=torch.uint8)

@@ -14,6 +14,7 @@ from openset.decision import accept
 from openset.fitted_scores import choose_scores
 from openset.heads import Head, OpenSetOutput
 from openset.model_card import ModelCard, PathIdentity
+from openset.packing import can_pack, packed_backbone
 from openset.preprocessing import Preprocessing
 
 PRECISIONS = ("float32", "bfloat16")
@@ -54,8 +55,17 @@ def exact_convolutions(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = former
 
 
+def path_mode(device: str, precision: str, *, compiled: bool) -> str:
+    """How a backbone is computed on a device, see ``PathIdentity.mode``."""
+    if compiled:
+        return "compiled"
+    return "packed" if device == "cpu" and can_pack(precision) else "eager"
+
+
 class OpenSetClassifier:
     """A trained model, ready to answer.
+
+    Later changes of ``network`` do not reach a packed or compiled backbone.
 
     Args:
         network: images -> features.
@@ -88,24 +98,38 @@ class OpenSetClassifier:
         self.card = card
         self.preprocessing = preprocessing or Preprocessing.from_dict(card.preprocessing)
         self.precision = precision
-        self.path = PathIdentity(digest, self.device.type, precision, compiled)
+        mode = path_mode(self.device.type, precision, compiled=compiled)
+        self.path = PathIdentity(digest, self.device.type, precision, mode)
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.head = head.to(self.device).eval()
         self.fitted = {name: score.to(self.device).eval() for name, score in (fitted or {}).items()}
         self.scores = choose_scores(card.scores, self.fitted)
-        self._features = compile_backbone(self.network, self.device) if compiled else self.network
+        self.backbone = self._backbone(mode)
+
+    def _backbone(self, mode: str) -> nn.Module:
+        if mode == "compiled":
+            compiled: nn.Module = compile_backbone(self.network, self.device)
+            return compiled
+        if mode == "packed":
+            side, channels = self.preprocessing.image_size, self.preprocessing.channels
+            with torch.inference_mode():
+                return packed_backbone(
+                    self.network, torch.zeros(1, channels, side, side), self.precision
+                )
+        return self.network
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
         """Score images in evaluation form, uint8 (N, channels, H, W), on any device."""
-        sent = filled_up(images) if self.path.compiled else images
+        sent = filled_up(images) if self.path.mode == "compiled" else images
         batch = self.preprocessing.normalize(sent.to(self.device, non_blocking=True))
         batch = batch.contiguous(memory_format=torch.channels_last)
+        rounds = self.precision == "bfloat16" and self.path.mode != "packed"
         with (
             exact_convolutions(self.device.type == "cuda" and self.precision == "float32"),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=rounds),
         ):
-            features = self._features(batch)[: len(images)]
+            features = self.backbone(batch)[: len(images)]
         output = self.head(features)
         scores = {name: score(output) for name, score in self.scores.items()}
         return Prediction(output, scores, output.logits.argmax(dim=1))

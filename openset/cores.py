@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from openset.packing import PackedConv2d
+
 
 class SharedCores:
     """A worker's part of the cores; it works within ``with``.
@@ -49,7 +51,7 @@ class SharedCores:
     def follow(self, network: nn.Module) -> None:
         """Look at the other workers before every convolution; not for a network that is to be compiled."""
         for module in network.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d | PackedConv2d):
                 module.register_forward_pre_hook(self._before_layer)
 
     def every_part(self) -> Iterator[int]:

@@ -140,19 +140,18 @@ class PathIdentity:
         digest: SHA-256 over weights, model card and preprocessing (decoder and resizer versions included).
         device: "cpu" or "cuda".
         precision: of the backbone, "float32" or "bfloat16".
-        compiled: torch.compile or eager.
+        mode: "compiled" (torch.compile), "packed" (``openset.packing``) or "eager".
     """
 
     digest: str
     device: str
     precision: str
-    compiled: bool
+    mode: str
 
     @property
     def key(self) -> str:
-        """Short form that names score sets, e.g. ``cpu-float32-eager-0123456789abcdef``."""
-        mode = "compiled" if self.compiled else "eager"
-        return f"{self.device}-{self.precision}-{mode}-{self.digest[:16]}"
+        """Short form that names score sets, e.g. ``cpu-float32-packed-0123456789abcdef``."""
+        return f"{self.device}-{self.precision}-{self.mode}-{self.digest[:16]}"
 
 
 def path_digest(*, weights_sha256: str, card: ModelCard, preprocessing_identity: str) -> str:

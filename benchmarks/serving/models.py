@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.serving.report import say
 from openset.artifact import load_artifact, save_artifact
 from openset.calibration import ScoreSet, operating_point
-from openset.classifier import OpenSetClassifier
+from openset.classifier import OpenSetClassifier, path_mode
 from openset.heads import Head, build_head
 from openset.labels import NEGATIVE
 from openset.model_card import ModelCard
@@ -61,7 +61,8 @@ def random_artifact(
     network = build_network(network_name, feature_dim=classes)
     head = build_head("soft", num_classes=classes, feature_dim=classes, scale=13.0)
     save_artifact(folder, network=network, head=head, card=card)
-    path = replace(load_artifact(folder).path, device=device, precision=precision, compiled=compiled)  # fmt: skip
+    mode = path_mode(device, precision, compiled=compiled)
+    path = replace(load_artifact(folder).path, device=device, precision=precision, mode=mode)
     generator = np.random.default_rng(0)
     labels = np.where(np.arange(scores) % 2, NEGATIVE, generator.integers(0, classes, scores))
     values = generator.normal(np.where(labels == NEGATIVE, -1.0, 2.0)).astype(np.float32)

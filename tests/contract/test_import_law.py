@@ -21,7 +21,7 @@ FORBIDDEN = {
 }
 # Layers inside openset, lowest first; a module imports from lower layers or its own.
 LAYERS = [
-    {"labels", "geometry", "image_headers", "model_card", "cores"},
+    {"labels", "geometry", "image_headers", "model_card", "packing", "cores"},
     {"preprocessing", "heads", "scores", "decision", "compilation"},
     {"networks", "metrics", "calibration", "fitted_scores"},
     {"classifier", "answers"},

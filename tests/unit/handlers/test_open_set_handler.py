@@ -17,6 +17,7 @@ from handlers.open_set_handler import OpenSetHandler
 from openset.artifact import load_artifact
 from openset.classifier import SCORE_TOLERANCE
 from openset.compilation import CALLS_UNTIL_RECORDED
+from openset.packing import PackedConv2d, can_pack
 from tests.factories import grey_image, image_bytes, tiny_artifact
 
 
@@ -98,6 +99,17 @@ def test_workers_share_the_cores_while_both_answer_a_batch(
         torch.set_num_threads(threads)
     assert used == [4, 2, 4]
     assert alone[0]["score"] == pytest.approx(beside[0]["score"], abs=1e-4)
+    packed = [m for m in first.classifier.backbone.modules() if isinstance(m, PackedConv2d)]
+    assert {module.threads for module in packed} == {4}  # those of a worker that is alone
+
+
+@pytest.mark.skipif(not can_pack("float32"), reason="this torch has no oneDNN")
+def test_weights_that_were_packed_are_not_kept_beside(artifact: Path) -> None:
+    handler = OpenSetHandler()
+    handler.initialize(FakeContext(artifact))
+    assert all(parameter.is_meta for parameter in handler.classifier.network.parameters())
+    answers, _ = ask(handler, artifact, [image_bytes(grey_image())])
+    assert answers[0]["path"].startswith("cpu-float32-packed-")
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(os.getppid())) < 2, reason="needs two cores")

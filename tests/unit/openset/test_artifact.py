@@ -105,7 +105,7 @@ def test_card_digest_follows_what_changes_scores_only() -> None:
 
 def test_path_key_tells_device_precision_and_mode() -> None:
     assert (
-        PathIdentity("0123456789abcdef99", "cuda", "bfloat16", True).key
+        PathIdentity("0123456789abcdef99", "cuda", "bfloat16", "compiled").key
         == "cuda-bfloat16-compiled-0123456789abcdef"
     )
 

@@ -48,7 +48,7 @@ def test_worker_is_ready_only_after_every_size_was_warmed_up_and_recorded(
     handler = OpenSetHandler()
     handler.classifier = SimpleNamespace(  # type: ignore[assignment]
         preprocessing=SimpleNamespace(image_size=2, channels=1),
-        path=SimpleNamespace(compiled=compiled),
+        path=SimpleNamespace(mode="compiled" if compiled else "eager"),
         device=torch.device("cpu"),
         predict=predict,
     )
