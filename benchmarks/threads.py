@@ -27,10 +27,12 @@ from benchmarks.serving.processes import Running, served_by_stack
 from benchmarks.serving.report import Report, say
 from serving.archive import build_archive
 
-# "shared" is what is served: workers that share the cores. The others have one worker with all cores, its threads bound to a
-# core each or left to the scheduler, spinning or asleep while they wait for each other.
+# "shared" is what is served: workers that share the cores; "long waits" lets their threads spin as long as GNU OpenMP does by
+# itself. The others have one worker with all cores, its threads bound to a core each or left to the scheduler, spinning or
+# asleep while they wait for each other.
 SETTINGS = {
     "shared": {},
+    "shared, long waits": {"GOMP_SPINCOUNT": "300000"},
     "bound": {"OMP_PROC_BIND": "true"},
     "free": {"OMP_PROC_BIND": "false"},
     "bound, asleep": {"OMP_PROC_BIND": "true", "GOMP_SPINCOUNT": "0"},
@@ -51,7 +53,7 @@ async def measure(plan: Plan, images: list[bytes], report: Report, names: list[s
             running: dict[str, Running] = {}
             for name in names:
                 environment = {**plan.stack_environment(), **SETTINGS[name]}
-                arranged = plan if name == "shared" else replace(plan, workers=1)
+                arranged = plan if name.startswith("shared") else replace(plan, workers=1)
                 stack = served_by_stack(
                     store, "model", arranged.stack_arguments(precision), environment
                 )

@@ -82,3 +82,21 @@ def test_threads_are_not_bound_to_cores_that_others_hold_or_the_operator_chose(
     options: dict[str, Any] = {"device": "cpu", **changes}
     settings = ServingSettings(model="tiny", model_store=archive, run_dir=archive, **options)
     assert "OMP_PROC_BIND" not in settings.thread_environment(given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "expected"),
+    [
+        ({"workers": 2}, {}, "50000"),
+        ({"workers": 2}, {"GOMP_SPINCOUNT": "0"}, None),
+        ({"workers": 2}, {"OMP_WAIT_POLICY": "active"}, None),
+        ({"workers": 1}, {}, None),
+        ({"workers": 2, "device": "cuda"}, {}, None),
+    ],
+)
+def test_threads_of_workers_that_share_cores_wait_asleep_before_long(
+    archive: Path, changes: dict[str, Any], given: dict[str, str], expected: str | None
+) -> None:
+    options: dict[str, Any] = {"device": "cpu", **changes}
+    settings = ServingSettings(model="tiny", model_store=archive, run_dir=archive, **options)
+    assert settings.thread_environment(given).get("GOMP_SPINCOUNT") == expected
