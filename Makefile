@@ -37,7 +37,7 @@ $(VENV)/installed: requirements.lock
 	@echo "installing the locked packages into $(VENV) (torch with CUDA is most of it, about 6 GB on disk) ..."
 	@$(PYTHON) -m venv $(VENV) || { echo "cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
-	@$(VENV)/bin/uv pip sync --quiet --python $(PY) requirements.lock
+	@$(VENV)/bin/uv pip sync --quiet --compile-bytecode --python $(PY) requirements.lock
 	@touch $@ && echo "installed: $(VENV)"
 
 lock: ## renew requirements.lock from pyproject.toml
