@@ -7,19 +7,18 @@ for every number of threads and of images; medians. ``--compiled`` adds torch.co
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.serving.report import Report, say
 from openset.compilation import compile_backbone
 from openset.networks import build_network
 from openset.packing import can_pack, packed_backbone
@@ -42,11 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     cores = torch.get_num_threads()
     threads = arguments.threads or sorted({cores, max(1, cores // 2)}, reverse=True)
-    rows: list[dict[str, Any]] = []
+    report = Report(arguments.json)
     for network in arguments.networks:
         for precision in ("float32", "bfloat16"):
             if not can_pack(precision):
-                print(f"-- {precision} is not packed on this processor")
+                say(f"{precision} is not packed on this processor")
                 continue
             backbones = backbones_of(network, precision, compiled=arguments.compiled)
             for count in threads:
@@ -54,10 +53,11 @@ def main(argv: list[str] | None = None) -> int:
                     torch.set_num_threads(count)
                     seconds = in_turn(backbones, (batch, *SHAPES[network]), arguments.repeats)
                     torch.set_num_threads(cores)
-                    rows += rows_of(f"{network}, {precision}, {count} threads, batch {batch}", batch, seconds)  # fmt: skip
-    if arguments.json:
-        content = {"torch": torch.__version__, "cores": cores, "rows": rows}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+                    rates = {name: batch / taken for name, taken in seconds.items()}
+                    eager = rates.pop("eager")
+                    what = f"{network}, {precision}, {count} threads, batch {batch}"
+                    for name, rate in rates.items():
+                        report.ratio(f"{what}, {name}", rate, "images/s", eager, "eager", at_least=None)  # fmt: skip
     return 0
 
 
@@ -100,23 +100,6 @@ def in_turn(
             if turn:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def rows_of(what: str, batch: int, seconds: dict[str, float]) -> list[dict[str, Any]]:
-    """Rows of one comparison, printed; the ratio is to eager."""
-    rows = [
-        {
-            "name": f"{what}, {how}",
-            "value": round(batch / taken, 2),
-            "unit": "images/s",
-            "baseline": "eager",
-            "ratio": round(seconds["eager"] / taken, 3),
-        }
-        for how, taken in seconds.items()
-    ]
-    for row in rows:
-        print(f"{row['name']:60} {row['value']:9.1f} images/s {row['ratio']:6.2f}x")
-    return rows
 
 
 if __name__ == "__main__":
