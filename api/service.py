@@ -177,8 +177,8 @@ class Service:
         compiled = " COMPILED=1" if mode == "compiled" else ""
         return Problem(
             "not-calibrated",
-            f"the serving path {path} has no calibration scores; add them with: make calibrate RUN=<run> "
-            f"DEVICE={device} PRECISION={precision}{compiled}, then make archive RUN=<run> and restart",
+            f"the serving path {path} has no calibration scores; add them, on a machine like this one, with: "
+            f"make calibrate RUN=<run> DEVICE={device} PRECISION={precision}{compiled}, then make archive RUN=<run> and restart",
             path=path,
         )
 

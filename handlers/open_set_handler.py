@@ -68,7 +68,7 @@ class OpenSetHandler:
         if self.cores:
             self.cores.follow(self.classifier.backbone)
         if self.classifier.path.mode == "packed":
-            self.classifier.network.to("meta")  # the packed copy answers: no memory for both
+            self.classifier.network.to("meta")  # the packed copy answers, nothing else needs them
         # Once for every number of threads that can occur.
         for _ in self.cores.every_part() if self.cores else [None]:
             self._warm_up(int(properties.get("batch_size") or 1))

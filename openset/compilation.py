@@ -1,7 +1,7 @@
 """Compiling a backbone for its device, and the batch sizes that a compiled backbone is asked for.
 
 Compiled code lives in a cache of the host (``TORCHINDUCTOR_CACHE_DIR``), never in an artifact or archive. The scores of a
-compiled path are its own: ``PathIdentity.compiled`` belongs to the path, and a path without scores is not served.
+compiled path are its own: ``PathIdentity.mode`` belongs to the path, and a path without scores is not served.
 """
 
 from __future__ import annotations

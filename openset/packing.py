@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from typing import Any, TypeVar
 
 import torch
@@ -36,17 +37,19 @@ def packed_backbone(network: nn.Module, images: Tensor, precision: str) -> nn.Mo
     The weights are laid out for the threads that torch has now.
 
     Args:
-        network: in evaluation form, traceable by ``torch.fx``, each convolution called once.
+        network: in evaluation form, traceable by ``torch.fx``.
         images: any that it takes, (N, channels, H, W) float32; their size is what the weights are laid out for.
         precision: "float32" or "bfloat16"; images and features are float32 either way.
     """
     traced = fx.symbolic_trace(copy.deepcopy(network).eval())
-    _fold_batch_norm(traced)
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    once = {target for target, count in calls.items() if count == 1}
+    _fold_batch_norm(traced, once)
     ShapeProp(traced).propagate(images[:1])
     dtype = getattr(torch, precision)
     for node in list(traced.graph.nodes):
         convolution = _module(traced, node, nn.Conv2d)
-        if convolution is not None and _is_plain(convolution):
+        if convolution is not None and node.target in once and _is_plain(convolution):
             _pack(traced, node, convolution, dtype)
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
@@ -126,14 +129,14 @@ def _module(traced: fx.GraphModule, node: Any, kind: type[Kind]) -> Kind | None:
     return module if isinstance(module, kind) else None
 
 
-def _fold_batch_norm(traced: fx.GraphModule) -> None:
+def _fold_batch_norm(traced: fx.GraphModule, once: set[Any]) -> None:
     for node in list(traced.graph.nodes):
         norm = _module(traced, node, nn.BatchNorm2d)
-        if norm is None:
+        if norm is None or node.target not in once:
             continue
         source = node.all_input_nodes[0]
         convolution = _module(traced, source, nn.Conv2d)
-        if convolution is None or len(source.users) > 1:
+        if convolution is None or source.target not in once or len(source.users) > 1:
             continue
         traced.set_submodule(str(source.target), fuse_conv_bn_eval(convolution, norm))
         node.replace_all_uses_with(source)
@@ -145,18 +148,20 @@ def _pack(
 ) -> None:
     """Replace a convolution, with the sum and ReLU that follow it where nothing else sees what lies between."""
     last, added, images = node, None, node.all_input_nodes[0]
-    following = _only_user(last)
+    # It will compute later, where the sum or ReLU was: its input must not change before.
+    may_move = all(_reads_alone(traced, user, images) for user in images.users)
+    following = _only_user(last) if may_move else None
     if following is not None and following.target in _SUMS and not following.kwargs:
         other = next((item for item in following.args if item is not node), None)
-        if _may_be_overwritten(traced, other, by=following):
+        if _may_be_overwritten(traced, other, by=following) and _shape(other) == _shape(node):
             last, added = following, other
-    following = _only_user(last)
+    following = _only_user(last) if may_move else None
     relu = _module(traced, following, nn.ReLU) is not None
     if following is not None and relu:
         last = following
     traced.set_submodule(
         str(node.target),
-        PackedConv2d(convolution, images.meta["tensor_meta"].shape, dtype, relu=relu),
+        PackedConv2d(convolution, _shape(images), dtype, relu=relu),
     )
     with traced.graph.inserting_before(last):
         inputs = (images,) if added is None else (images, added)
@@ -174,9 +179,24 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _may_be_overwritten(traced: fx.GraphModule, node: Any, *, by: fx.Node) -> bool:
-    # What a convolution wrote is nobody else's memory; what an in-place module returns may be.
-    module = _module(traced, node, nn.Module)
-    if not isinstance(module, nn.Conv2d | PackedConv2d):
+    # What a convolution wrote is nobody else's memory, if only those read it who keep no view of it.
+    if not isinstance(_module(traced, node, nn.Module), nn.Conv2d | PackedConv2d):
         return False
     order = list(node.graph.nodes)
-    return all(user is by or order.index(user) < order.index(by) for user in node.users)
+    return all(
+        user is by or (_reads_alone(traced, user, node) and order.index(user) < order.index(by))
+        for user in node.users
+    )
+
+
+def _reads_alone(traced: fx.GraphModule, user: fx.Node, node: fx.Node) -> bool:
+    """Whether a node neither changes what it is given nor returns a view of it."""
+    if user.target in _SUMS:
+        return user.target is not operator.iadd or user.args[0] is not node
+    readers = (nn.Conv2d, PackedConv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Linear)
+    return isinstance(_module(traced, user, nn.Module), readers)
+
+
+def _shape(node: Any) -> torch.Size:
+    shape: torch.Size = node.meta["tensor_meta"].shape
+    return shape

@@ -148,8 +148,8 @@ class ServingSettings:
     def code_folder(self) -> Path:
         """Where a worker keeps compiled code.
 
-        Importing torchvision makes this folder, compiled or not. So an eager worker has it in the run folder, which can be
-        written wherever the stack runs; a home folder cannot in a container with a read-only root.
+        Importing torchvision makes this folder, compiled or not. So a worker that compiles nothing has it in the run folder,
+        which can be written wherever the stack runs; a home folder cannot in a container with a read-only root.
         """
         return self.compile_cache.resolve() if self.compiled else self.run_dir / "tmp" / "code"
 

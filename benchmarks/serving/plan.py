@@ -59,7 +59,7 @@ class Plan:
         return f"{self.network}, {precision}{' compiled' * self.compiled}, {self.device}"
 
     def of_toy_model(self) -> Plan:
-        """The plan for the toy model, which is always eager and never needs more than one gateway process."""
+        """The plan for the toy model, which is never compiled and never needs more than one gateway process."""
         chosen: dict[str, int] = device_defaults("cpu") | _LOAD["cpu"]
         return replace(self, compiled=False, network="lenet_plus_plus", **chosen)
 
