@@ -27,11 +27,17 @@ from benchmarks.serving.processes import Running, served_by_stack
 from benchmarks.serving.report import Report, say
 from serving.archive import build_archive
 
+# Later than the command line, so that it holds: what Java does when it is told nothing.
+_USUAL_JAVA = (
+    "-XX:TieredStopAtLevel=4 -XX:CompileThresholdScaling=1.0 -XX:-UseSerialGC -XX:+UseG1GC"
+)
+
 # "shared" is what is served: workers that share the cores; "long waits" lets their threads spin as long as GNU OpenMP does by
-# itself. The others have one worker with all cores, its threads bound to a core each or left to the scheduler, spinning or
-# asleep while they wait for each other.
+# itself, "usual Java" leaves compilation and collection to Java. The others have one worker with all cores, its threads bound
+# to a core each or left to the scheduler, spinning or asleep while they wait for each other.
 SETTINGS = {
     "shared": {},
+    "shared, usual Java": {"_JAVA_OPTIONS": _USUAL_JAVA},
     "shared, long waits": {"GOMP_SPINCOUNT": "300000"},
     "bound": {"OMP_PROC_BIND": "true"},
     "free": {"OMP_PROC_BIND": "false"},

