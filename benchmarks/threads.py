@@ -48,7 +48,7 @@ _SHARE = 0.7
 
 
 async def measure(plan: Plan, images: list[bytes], report: Report, names: list[str]) -> None:
-    """Closed loops, then one connection, then the open loop, round after round."""
+    """One connection to the fresh stack; then closed loops and one connection, then the open loop, round after round."""
     precision = plan.precisions[0]
     with tempfile.TemporaryDirectory(prefix="openset-bench-") as folder, Clients() as clients:
         artifact = models.random_artifact(
@@ -73,6 +73,7 @@ async def measure(plan: Plan, images: list[bytes], report: Report, names: list[s
             rates: dict[str, list[float]] = {name: [] for name in names}
             single: dict[str, list[Outcome]] = {name: [] for name in names}
             tails: dict[str, list[Outcome]] = {name: [] for name in names}
+            fresh = {name: [await closed(name, 1)] for name in names}
             for name in names:
                 await closed(name, plan.connections)
             for number in range(plan.rounds):
@@ -94,7 +95,11 @@ async def measure(plan: Plan, images: list[bytes], report: Report, names: list[s
     for name in names:
         what = f"threads {name}, {plan.what(precision)}"
         report.add(f"images/s, {what}", round(statistics.median(rates[name]), 2), "images/s")
-        for outcomes, load in ((single[name], "1 connection"), (tails[name], "70 % of capacity")):
+        for outcomes, load in (
+            (fresh[name], "1 connection, just started"),
+            (single[name], "1 connection"),
+            (tails[name], "70 % of capacity"),
+        ):
             p50, p99 = (
                 round(statistics.median(outcome.latency_of_all(q) for outcome in outcomes) * 1e3, 1)
                 for q in (0.5, 0.99)
