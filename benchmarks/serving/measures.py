@@ -270,14 +270,28 @@ async def calibrate_time(bench: Bench, target: Target, scores: int, what: str) -
 
 
 async def gateway_share(bench: Bench, running: Running) -> None:
-    """Requests a second through the gateway against TorchServe's own socket, alternating, toy model."""
+    """Requests a second through the gateway against TorchServe's own socket, alternating, toy model.
+
+    Beside them what a request costs: processor time of each part of the stack.
+    """
     seconds = bench.plan.seconds / 2 / bench.plan.rounds
     for connections in TOY_CONNECTIONS:
         rates: dict[str, list[float]] = {"gateway": [], "torchserve": []}
+        costs: dict[str, list[dict[str, float]]] = {name: [] for name in rates}
         for _ in range(bench.plan.rounds):
             for name, of in rates.items():
+                before = running.cpu_seconds_by_part()
                 outcome = await bench.closed(getattr(running, name), seconds, connections)
+                after = running.cpu_seconds_by_part()
                 of.append(outcome.rate)
+                a_request = 1e3 / max(1, len(outcome.seconds))
+                costs[name].append(
+                    {part: a_request * (after[part] - before[part]) for part in after}
+                )
+        bench.report.details[f"processor ms a request, toy model, {connections} connections"] = {
+            name: {part: round(float(np.median([cost[part] for cost in of])), 3) for part in of[0]}
+            for name, of in costs.items()
+        }
         bench.report.ratio(
             f"requests/s, toy model, {connections} connections", float(np.median(rates["gateway"])), "1/s",
             float(np.median(rates["torchserve"])), "TorchServe alone", at_least=0.85,

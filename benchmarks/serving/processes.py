@@ -28,6 +28,12 @@ from serving.torchserve import ManagementClient, TorchServe, TorchServeFailed, d
 ROOT = Path(__file__).parents[2]
 _START_SECONDS = 3600.0
 _RELOAD_SECONDS = 1
+# What the command line of each part of a stack holds.
+_PARTS = {
+    "org.pytorch.serve.ModelServer": "Java",
+    "model_service_worker": "workers",
+    "uvicorn": "gateway",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,16 @@ class Running:
     def memory_bytes(self) -> int:
         """Resident memory of all of them."""
         return sum(_value(lambda p=p: p.memory_info().rss) for p in self.processes())
+
+    def cpu_seconds_by_part(self) -> dict[str, float]:
+        """Processor time so far of the gateway, of TorchServe's Java and of its workers."""
+        seconds = dict.fromkeys(_PARTS.values(), 0.0)
+        for process in self.processes():
+            command = " ".join(process.cmdline())
+            for mark, part in _PARTS.items():
+                if mark in command:
+                    seconds[part] += sum(process.cpu_times()[:2])
+        return seconds
 
     def cpu_seconds(self) -> float:
         """Processor time of all of them so far."""
