@@ -1,4 +1,4 @@
-"""How the model's computing threads share a CPU, side by side: throughput, latency and its tail.
+"""How the model's threads, and TorchServe's Java, share a CPU, side by side: throughput, latency and its tail.
 
     python benchmarks/threads.py [--images FOLDER] [--precision bfloat16] [--json FILE] [--quick]
 
