@@ -63,10 +63,11 @@ class Running:
         """Processor time so far of the gateway, of TorchServe's Java and of its workers."""
         seconds = dict.fromkeys(_PARTS.values(), 0.0)
         for process in self.processes():
-            command = " ".join(process.cmdline())
-            for mark, part in _PARTS.items():
-                if mark in command:
-                    seconds[part] += sum(process.cpu_times()[:2])
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command = " ".join(process.cmdline())
+                for mark, part in _PARTS.items():
+                    if mark in command:
+                        seconds[part] += sum(process.cpu_times()[:2])
         return seconds
 
     def cpu_seconds(self) -> float:
