@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -197,7 +198,7 @@ def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure 
             _finish_oscr(axes, curves)
             axes.set(xlabel=f"FPR on {group}", ylabel="CCR", title=title)
             axes.legend(fontsize=7, loc="best")
-    figure.suptitle(f"{score} thresholds · {setting.title}", fontsize=9)
+    figure.suptitle(_wrapped(f"{score} thresholds · {setting.title}"), fontsize=9)
     return None if empty else figure
 
 
@@ -225,7 +226,9 @@ def draw_thresholds(setting: Setting, entries: Sequence[Entry]) -> Figure | None
             axes.legend(fontsize=7, loc="best")
     for axes in axes_list[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(f"solid: softmax, dashed: logit thresholds · {setting.title}", fontsize=9)
+    figure.suptitle(
+        _wrapped(f"solid: softmax, dashed: logit thresholds · {setting.title}"), fontsize=9
+    )
     return None if empty else figure
 
 
@@ -281,7 +284,7 @@ def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
     for axes in grid[len(chosen) :]:
         axes.set_axis_off()
     _angle_legend(figure, grid[: len(chosen)])
-    figure.suptitle(setting.title, fontsize=9)
+    figure.suptitle(_wrapped(setting.title), fontsize=9)
     return figure
 
 
@@ -308,7 +311,7 @@ def _draw_features(entry: Entry) -> Figure:
     model = next(model for model in entry.models if model.has_scores)
     scored = Scored.load(model.folder / SCORES_FILE)
     figure = figures.draw_features(scored, Run(model.folder).config)
-    figure.suptitle(f"{entry.label} · {entry.setting.title}", fontsize=9)
+    figure.suptitle(_wrapped(f"{entry.label} · {entry.setting.title}"), fontsize=9)
     return figure
 
 
@@ -327,6 +330,10 @@ def copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str,
             if target.is_file():
                 copied[key] = f"{folder.name}/{key}.png"
     return copied
+
+
+def _wrapped(title: str) -> str:
+    return textwrap.fill(title, 110)
 
 
 def _file_part(entry: Entry) -> str:

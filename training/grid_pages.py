@@ -107,6 +107,7 @@ def _sections(
         if setting != published:
             parts += [f"## {setting.title}", _caution(setting)]
             parts += [
+                f"All with `{others[0].shared_text}`." if others[0].shared else "",
                 "CCR against **unknowns**, softmax scores.",
                 grid_tables.setting_table(others),
                 grid_tables.precision_note(others),

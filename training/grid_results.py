@@ -106,6 +106,11 @@ def option_text(name: str, value: Any) -> str:
     return f"{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
+def options_text(options: dict[str, Any]) -> str:
+    """Options as OPTIONS= takes them."""
+    return " ".join(option_text(name, value) for name, value in options.items())
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """One trained cell.
@@ -185,18 +190,25 @@ class Entry:
         loss: its name.
         options: what differs from the setting.
         models: by seed, ascending.
+        shared: names of the options that all entries of several in the setting have alike.
     """
 
     setting: Setting
     loss: str
     options: dict[str, Any]
     models: list[Model] = field(default_factory=list)
+    shared: set[str] = field(default_factory=set)
 
     @property
     def label(self) -> str:
-        """Loss and options."""
-        options = " ".join(option_text(name, value) for name, value in self.options.items())
+        """Loss, and the options that not all in its table have."""
+        options = options_text({k: v for k, v in self.options.items() if k not in self.shared})
         return self.loss + (f" ({options})" if options else "")
+
+    @property
+    def shared_text(self) -> str:
+        """The options that all in its table have."""
+        return options_text({k: v for k, v in self.options.items() if k in self.shared})
 
     @property
     def is_recommended(self) -> bool:
@@ -358,7 +370,17 @@ def group_rows(rows: Iterable[Row], runs: Path, results: Path) -> dict[Setting, 
         by_seed = {one.columns["seed"]: one for one in by_precision}
         entry.models[:] = [by_seed[seed] for seed in sorted(by_seed)]
         settings.setdefault(setting, []).append(entry)
+    for together in settings.values():
+        if len(together) > 1:
+            first = together[0].options
+            alike = {k for k in first if all(_same(first, one.options, k) for one in together)}
+            for one in together:
+                one.shared.update(alike)
     return settings
+
+
+def _same(first: dict[str, Any], other: dict[str, Any], name: str) -> bool:
+    return name in other and bool(first[name] == other[name])
 
 
 def _order(setting: Setting) -> tuple[Any, ...]:

@@ -327,6 +327,21 @@ def test_differing_options_get_a_line_of_their_own_and_not_the_published_one(gri
     assert "`arc_eos (feature_dim=40)`" in text
 
 
+def test_options_that_all_in_a_table_have_are_named_once(grid: Path) -> None:
+    rows = read_rows(grid / "results/toy.json")
+    for row in rows:
+        own = {"detach_radial": True} if row["loss"] == "cos_eos" else {}
+        row["options"] = {**row["options"], "feature_dim": 64, **own}
+    settings = group_rows(rows, grid / "runs", grid / "results").values()
+    tables = [entries for entries in settings if len(entries) > 1]
+    assert tables
+    for entries in tables:
+        assert {entry.shared_text for entry in entries} == {"feature_dim=64"}
+        labels = {entry.loss: entry.label for entry in entries}
+        assert labels.pop("cos_eos") == "cos_eos (detach_radial=true)"
+        assert all(loss == label for loss, label in labels.items())
+
+
 def test_digits_are_compared_loss_by_loss(grid: Path) -> None:
     style = section(
         (grid / "results/toy.md").read_text(), "## How much of the separation is style?"
