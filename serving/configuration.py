@@ -184,8 +184,8 @@ class ServingSettings:
 
         On a CPU, Java's optimising compiler and its parallel collector would work on the cores that the model computes on, and at
         the few requests a second of a large model it would interpret its code for minutes before it compiles any of it. So
-        there it compiles once, plainly, after a twentieth of the usual calls. On a GPU host it answers thousands a second: what
-        Java chooses stays.
+        there it compiles once, plainly, after a twentieth of the usual calls. On a GPU host it may have thousands a second to
+        answer: what Java chooses stays.
         """
         limits = [f"-Xmx{self.java_heap}", f"-XX:MaxDirectMemorySize={self.java_heap}"]
         if compute_device(self.device) != "cpu":

@@ -370,8 +370,9 @@ def group_rows(rows: Iterable[Row], runs: Path, results: Path) -> dict[Setting, 
         by_seed = {one.columns["seed"]: one for one in by_precision}
         entry.models[:] = [by_seed[seed] for seed in sorted(by_seed)]
         settings.setdefault(setting, []).append(entry)
-    for together in settings.values():
-        if len(together) > 1:
+    for setting, together in settings.items():
+        # Beside the published figures every option counts.
+        if len(together) > 1 and not setting.is_published:
             first = together[0].options
             alike = {k for k in first if all(_same(first, one.options, k) for one in together)}
             for one in together:
