@@ -183,9 +183,9 @@ class ServingSettings:
         """Memory and compilation of the frontend.
 
         On a CPU, Java's optimising compiler and its parallel collector would work on the cores that the model computes on, and at
-        the few requests a second of a large model it would interpret its code for minutes before it compiles any of it. So
-        there it compiles once, plainly, after a twentieth of the usual calls. On a GPU host it may have thousands a second to
-        answer: what Java chooses stays.
+        the few requests a second of a large model it would interpret most of its code through the first hundreds of them. So
+        there it compiles once, plainly, after a twentieth of the usual calls (docs/results/serving-speed.md). On a GPU host it
+        may have thousands a second to answer: what Java chooses stays.
         """
         limits = [f"-Xmx{self.java_heap}", f"-XX:MaxDirectMemorySize={self.java_heap}"]
         if compute_device(self.device) != "cpu":

@@ -198,7 +198,7 @@ def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure 
             _finish_oscr(axes, curves)
             axes.set(xlabel=f"FPR on {group}", ylabel="CCR", title=title)
             axes.legend(fontsize=7, loc="best")
-    figure.suptitle(_wrapped(f"{score} thresholds · {setting.title}"), fontsize=9)
+    _set_title(figure, f"{score} thresholds · {setting.title}")
     return None if empty else figure
 
 
@@ -226,9 +226,7 @@ def draw_thresholds(setting: Setting, entries: Sequence[Entry]) -> Figure | None
             axes.legend(fontsize=7, loc="best")
     for axes in axes_list[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(
-        _wrapped(f"solid: softmax, dashed: logit thresholds · {setting.title}"), fontsize=9
-    )
+    _set_title(figure, f"solid: softmax, dashed: logit thresholds · {setting.title}")
     return None if empty else figure
 
 
@@ -264,7 +262,7 @@ def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figur
         grid[0][column].legend(fontsize=7, loc="best")
     _angle_legend(figure, grid[1:].ravel())
     title = f"the source of the digits · {setting.title}".replace("MNIST digits, ", "")
-    figure.suptitle(title, fontsize=9)
+    _set_title(figure, title)
     return figure
 
 
@@ -284,7 +282,7 @@ def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
     for axes in grid[len(chosen) :]:
         axes.set_axis_off()
     _angle_legend(figure, grid[: len(chosen)])
-    figure.suptitle(_wrapped(setting.title), fontsize=9)
+    _set_title(figure, setting.title)
     return figure
 
 
@@ -311,7 +309,7 @@ def _draw_features(entry: Entry) -> Figure:
     model = next(model for model in entry.models if model.has_scores)
     scored = Scored.load(model.folder / SCORES_FILE)
     figure = figures.draw_features(scored, Run(model.folder).config)
-    figure.suptitle(_wrapped(f"{entry.label} · {entry.setting.title}"), fontsize=9)
+    _set_title(figure, f"{entry.label} · {entry.setting.title}")
     return figure
 
 
@@ -332,8 +330,8 @@ def copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str,
     return copied
 
 
-def _wrapped(title: str) -> str:
-    return textwrap.fill(title, 110)
+def _set_title(figure: Figure, title: str) -> None:
+    figure.suptitle(textwrap.fill(title, 110), fontsize=9)
 
 
 def _file_part(entry: Entry) -> str:

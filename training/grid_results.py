@@ -373,15 +373,11 @@ def group_rows(rows: Iterable[Row], runs: Path, results: Path) -> dict[Setting, 
     for setting, together in settings.items():
         # Beside the published figures every option counts.
         if len(together) > 1 and not setting.is_published:
-            first = together[0].options
-            alike = {k for k in first if all(_same(first, one.options, k) for one in together)}
-            for one in together:
-                one.shared.update(alike)
+            for name, value in together[0].options.items():
+                if all({name: value}.items() <= one.options.items() for one in together):
+                    for one in together:
+                        one.shared.add(name)
     return settings
-
-
-def _same(first: dict[str, Any], other: dict[str, Any], name: str) -> bool:
-    return name in other and bool(first[name] == other[name])
 
 
 def _order(setting: Setting) -> tuple[Any, ...]:
