@@ -189,7 +189,8 @@ def test_placement_of_threads_is_compared_on_stacks_of_their_own(tmp_path: Path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(file.read_text())["rows"]
-    assert len(rows) == 6
+    assert len(rows) == 8
     assert all(row["value"] > 0 for row in rows)
     for setting in ("bound", "free, asleep"):
-        assert sum(f"threads {setting}, lenet" in row["name"] for row in rows) == 3
+        measured = [row["name"].split(",")[0] for row in rows if f"threads {setting}, lenet" in row["name"]]
+        assert sorted(measured) == ["images/s", "p99 at 1 connection", "p99 at 1 connection", "p99 at 70 % of capacity"]
