@@ -113,6 +113,10 @@ def main(argv: list[str] | None = None) -> int:
     of_device.add_argument("--workers", type=int)
     of_device.add_argument("--gateway-processes", type=int)
     of_device.add_argument("--connections", type=int, help="of a closed loop at full load")
+    of_device.add_argument(
+        "--max-in-flight", type=int,
+        help="places of the gateway; default 64, or as many as connections (the gateway's own default is 1024)",
+    )  # fmt: skip
     of_device.add_argument("--client-processes", type=int, help="that share the load")
     parser.add_argument("--deadline", type=float, default=10.0, help="seconds")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -134,6 +138,7 @@ def main(argv: list[str] | None = None) -> int:
             workers=arguments.workers,
             gateway_processes=arguments.gateway_processes,
             connections=arguments.connections,
+            max_in_flight=arguments.max_in_flight,
             client_processes=arguments.client_processes,
         )
         asyncio.run(run(arguments, plan, report))

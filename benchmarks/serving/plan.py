@@ -13,7 +13,7 @@ _LOAD = {
     "cpu": {"connections": 16, "client_processes": 1},
     "cuda": {"connections": 128, "client_processes": 4},
 }
-_MAX_IN_FLIGHT = 64  # places of the measured gateway; its own default is far more
+_MAX_IN_FLIGHT = 64  # places of the measured gateway where none are given; its own default is far more
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Plan:
         workers: of TorchServe.
         gateway_processes: of the gateway.
         connections: of a closed loop at full load.
+        max_in_flight: places of the gateway.
         client_processes: that share the load.
         deadline_s: the gateway's, and that of goodput.
         seconds: of one closed loop.
@@ -46,6 +47,7 @@ class Plan:
     workers: int
     gateway_processes: int
     connections: int
+    max_in_flight: int
     client_processes: int
     deadline_s: float
     seconds: float
@@ -75,7 +77,7 @@ class Plan:
         """Settings of the gateway; all connections may land on one of its processes."""
         return {
             "OPENSET_DEADLINE_S": str(self.deadline_s),
-            "OPENSET_MAX_IN_FLIGHT": str(max(_MAX_IN_FLIGHT, self.connections)),
+            "OPENSET_MAX_IN_FLIGHT": str(self.max_in_flight),
         }
 
 
@@ -96,13 +98,15 @@ def plan_of(
         compiled: see ``Plan``.
         deadline_s: see ``Plan``.
         quick: a smoke run of a tiny network; its numbers mean nothing.
-        **given: what is not left to the device: batch_size, workers, gateway_processes, connections, client_processes.
+        **given: what is not left to the device: batch_size, workers, gateway_processes, connections,
+            max_in_flight, client_processes.
     """
     if precisions is None:
         native = device == "cuda" or has_native_bfloat16(device)
         precisions = [*(["float32"] if device == "cpu" else []), *(["bfloat16"] if native else [])]
     defaults = device_defaults(device, compiled=compiled) | _LOAD[device]
     chosen = defaults | {key: value for key, value in given.items() if value is not None}
+    chosen.setdefault("max_in_flight", max(_MAX_IN_FLIGHT, chosen["connections"]))
     if least := [key for key, value in chosen.items() if value < 1]:
         raise ValueError(f"{', '.join(least)} must be at least 1")
     times: dict[str, float] = (
