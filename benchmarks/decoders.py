@@ -79,10 +79,10 @@ def _torchvision(device: str) -> Callable[[bytes, Preprocessing], Tensor]:
 
 
 def torchcodec(data: bytes, preprocessing: Preprocessing) -> Tensor:
-    """torchcodec, which reads a JPEG as a film of one frame, through FFmpeg."""
-    from torchcodec.decoders import VideoDecoder
+    """Torchcodec's own JPEG decoder, which 0.17 has."""
+    from torchcodec.decoders import decode_jpeg as decode
 
-    pixels: Tensor = VideoDecoder(data)[0]
+    pixels: Tensor = decode(data, mode="RGB")
     return pixels
 
 
@@ -113,9 +113,7 @@ DECODERS: dict[str, Decoder] = {
     "torchcodec": Decoder(
         torchcodec,
         _of_tensor,
-        None
-        if importlib.util.find_spec("torchcodec")
-        else "torchcodec and FFmpeg are not installed",
+        None if importlib.util.find_spec("torchcodec") else "torchcodec is not installed",
     ),
     "torchvision decode_jpeg, GPU": Decoder(
         _torchvision("cuda"), _of_tensor, None if torch.cuda.is_available() else "no CUDA device"

@@ -13,7 +13,7 @@ _LOAD = {
     "cpu": {"connections": 16, "client_processes": 1},
     "cuda": {"connections": 128, "client_processes": 4},
 }
-_MAX_IN_FLIGHT = 64  # places of the measured gateway where none are given; its own default is far more
+_MAX_IN_FLIGHT = 64  # places where none are given; the gateway itself has far more
 
 
 @dataclass(frozen=True)
