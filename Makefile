@@ -76,12 +76,12 @@ archive: install ## model_store/<name>.mar | RUN= [NAME=]
 compare-losses: install ## all twenty losses, one epoch each on glyphs, one table of CCR@FPR | [PROTOCOL= EPOCHS= LOSSES=a,b SIZE=]
 	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) $(call flag,SIZE,--size)
 
-cures: install ## variants side by side | CURE=arc_os|scale|feature_dim|background|preset|margin|magnitude_weight [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= SEEDS= DEVICE=]
+cures: install ## variants side by side | CURE=arc_os|scale|feature_dim|background|preset|margin|magnitude_weight [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= PER_CLASS= SEEDS= DEVICE=]
 	$(call need,CURE,scale)
-	@$(PY) -m training.cures --cure $(CURE) --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
+	@$(PY) -m training.cures --cure $(CURE) --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,PER_CLASS,--per-class) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
 
-recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS= DIGITS= SIZE= DEVICE=]
-	@$(PY) -m training.recommend --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
+recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS= DIGITS= SIZE= PER_CLASS= DEVICE=]
+	@$(PY) -m training.recommend --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,PER_CLASS,--per-class) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
 
 reproduce: install ## the thesis' grid into docs/results | PROTOCOL= [SEEDS=3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= IMAGE_SIZE= BUDGET_MINUTES= STACK= DEVICE= PRECISION= WORKERS=]
 	@$(PY) -m training.reproduce --protocol $(or $(chosen-protocol),toy) $(call flag,PRESET,--preset) $(call flag,SEEDS,--seeds) $(call flag,LOSSES,--losses) \

@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from rich.table import Table
 from openset import metrics
 from openset.fitted_scores import ALL_SCORES
 from openset.labels import GROUP_NAMES, is_known
+from training.arm_differences import REPLICATES, ccr_replicates, differences
 from training.arms import CURES, Arm
 from training.choices import RUNS
+from training.data import at_most
 from training.engine import TrainingDiverged
 from training.evaluation import score_test
 from training.folders import require_unknowns
@@ -34,7 +37,7 @@ from training.train import train
 logger = logging.getLogger(__name__)
 
 FPR_TARGETS = (1e-3, 1e-2, 1e-1)
-_TABLE_WIDTH = 120
+_TABLE_WIDTH, _WIDE_TABLE_WIDTH = 120, 160
 
 
 def open_set_figures(scored: Scored) -> dict[str, Any]:
@@ -112,20 +115,30 @@ def compare_arms(
     options: dict[str, Any],
     runs: Path,
     device: str = "auto",
+    per_class: int | None = None,
+    score: str = "softmax",
 ) -> list[dict[str, Any]]:
-    """Train and score every arm with every seed on the test part; rows as ``rows_of_arms`` makes them."""
+    """Train and score every arm with every seed on the test part; rows as ``rows_of_arms`` makes them.
+
+    ``per_class`` training images of every class stand for all of them, where there is no time for more. Replicates are
+    those of ``score``.
+    """
 
     def configure(arm: Arm, seed: int) -> TrainConfig:
-        return make_config(
+        config = make_config(
             protocol, arm.loss, preset=arm.preset, seed=seed, epochs=epochs, data=data, device=device,
             options={**options, **arm.options},
         )  # fmt: skip
+        return config if per_class is None else replace(config, name=f"{config.name}-n{per_class}")
 
     def figures_of(config: TrainConfig) -> dict[str, Any]:
-        run = train(config, runs=runs, show_progress=False)
-        return open_set_figures(
-            score_test(run, device=config.device, scores=ALL_SCORES, show_progress=False)
-        )
+        shown = None
+        if per_class is not None:
+            shown = config.load_data(("train", "validation"), decoded=True)
+            shown = replace(shown, train=at_most(shown.train, per_class))
+        run = train(config, runs=runs, show_progress=False, data=shown)
+        scored = score_test(run, device=config.device, scores=ALL_SCORES, show_progress=False)
+        return open_set_figures(scored) | {REPLICATES: ccr_replicates(scored, score, FPR_TARGETS)}
 
     return rows_of_arms(arms, seeds, configure, figures_of)
 
@@ -152,10 +165,33 @@ def print_table(rows: list[dict[str, Any]], title: str, score: str = "softmax") 
     print_wide(table)
 
 
-def print_wide(table: Table) -> None:
+def print_differences(found: Sequence[dict[str, Any]], title: str) -> None:
+    """Mean CCR@FPR of every arm that has a baseline, and the difference with its interval over classes."""
+    table = Table(title=title)
+    for heading in ("arm", "baseline"):
+        table.add_column(heading)
+    for target in FPR_TARGETS:
+        table.add_column(f"CCR@{target:g}", justify="right")
+        table.add_column("difference", justify="right")
+    for entry in found:
+        cells = []
+        for target in FPR_TARGETS:
+            one = entry[f"{target:g}"]
+            cells += ["-", "-"] if one is None else [f"{one['mean']:.4f}", _with_interval(one)]
+        table.add_row(entry["arm"], entry["baseline"], *cells)
+    print_wide(table, _WIDE_TABLE_WIDTH)
+
+
+def _with_interval(one: dict[str, Any]) -> str:
+    interval = one["over_classes"]
+    ends = "" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+    return f"{one['difference']:+.4f}{ends}"
+
+
+def print_wide(table: Table, least: int = _TABLE_WIDTH) -> None:
     """Print a table of many columns; a narrow terminal wraps its lines, but no cell is cut."""
     console = Console()
-    console.width = max(console.width, _TABLE_WIDTH)
+    console.width = max(console.width, least)
     console.print(table)
 
 
@@ -171,6 +207,9 @@ def shared_parser(prog: str, description: str | None) -> argparse.ArgumentParser
     parser.add_argument("--digits", choices=("emnist", "mnist"), help="of toy")
     parser.add_argument("--size", choices=("full", "small"), help="of glyphs; default: full")
     parser.add_argument("--image-size", type=int, help="of p1-p3")
+    parser.add_argument(
+        "--per-class", type=int, help="training images of each class; default: all of them"
+    )
     parser.add_argument("--allow-missing-classes", action="store_true", help="of p1-p3")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="where the rows go; default: beside the runs")
@@ -220,6 +259,8 @@ def main(argv: list[str] | None = None) -> int:
             options=data_options(arguments),
             runs=arguments.runs,
             device=arguments.device,
+            per_class=arguments.per_class,
+            score=arguments.score,
         )
     except (ValueError, OSError) as error:
         logger.error("error: %s", error)
@@ -231,10 +272,16 @@ def main(argv: list[str] | None = None) -> int:
         f"{arguments.protocol}, {arguments.cure}: CCR at FPR on unknowns, {arguments.score} score"
     )
     print_table(rows, title, arguments.score)
+    found = differences(rows, score=arguments.score, targets=FPR_TARGETS)
+    print_differences(found, f"{title}: means over seeds, paired differences over unknown classes")
     target = arguments.json or arguments.runs / f"{arguments.cure}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"cure": arguments.cure, "protocol": arguments.protocol, **data_options(arguments)}
-    write_atomically(target, json.dumps(settings | {"rows": rows}, indent=2) + "\n")
+    content = {
+        "cure": arguments.cure, "protocol": arguments.protocol, **data_options(arguments),
+        "per_class": arguments.per_class, "score": arguments.score, "differences": found,
+        "rows": [{key: value for key, value in row.items() if key != REPLICATES} for row in rows],
+    }  # fmt: skip
+    write_atomically(target, json.dumps(content, indent=2) + "\n")
     logger.info("written: %s", target)
     return 0
 

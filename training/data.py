@@ -23,6 +23,7 @@ PARTS = ("train", "validation", "test")
 SCORE_SELECTION_SHARE = 0.2
 CHECKPOINT_SELECTION_SHARE = 0.5
 _VALIDATION_SPLIT_SEED = 20231
+_SUBSET_SEED = 20234
 
 
 class MissingClasses(ValueError):
@@ -232,6 +233,18 @@ def on_device(splits: Sequence[Split], device: torch.device) -> list[Split]:
             images = replace(images, decoded=moved[key])
         placed.append(replace(split, images=images))
     return placed
+
+
+def at_most(split: Split, per_class: int | None) -> Split:
+    """A fixed random choice of at most ``per_class`` samples of every class; all of them for None."""
+    if per_class is None:
+        return split
+    random = np.random.default_rng(_SUBSET_SEED)
+    chosen = [
+        random.permutation(np.flatnonzero(split.groups == group))[:per_class]
+        for group in np.unique(split.groups)
+    ]
+    return split.subset(np.sort(np.concatenate(chosen)))
 
 
 def stratified_split(

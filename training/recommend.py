@@ -23,6 +23,7 @@ from rich.table import Table
 
 from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
+from training.arm_differences import REPLICATES
 from training.arms import Arm, candidates
 from training.choices import RUNS
 from training.cures import (
@@ -32,7 +33,7 @@ from training.cures import (
     rows_of_arms,
     shared_parser,
 )
-from training.data import MissingClasses, ProtocolData, Split, split_validation
+from training.data import MissingClasses, ProtocolData, Split, at_most, split_validation
 from training.decoded import CachedImages
 from training.files import ImageFiles
 from training.grid_statistics import (
@@ -53,8 +54,6 @@ logger = logging.getLogger(__name__)
 
 # A candidate's figure is the mean CCR at these false-positive rates.
 CRITERION = (1e-2, 1e-1)
-_SUBSET_SEED = 20234
-REPLICATES = "replicates"
 
 
 def hide_negatives(data: ProtocolData) -> tuple[ProtocolData, Split]:
@@ -83,18 +82,6 @@ def hide_negatives(data: ProtocolData) -> tuple[ProtocolData, Split]:
         for part, split in (("train", train), ("validation", validation))
     }
     return replace(data, **shown), _joined(knowns, foreign)
-
-
-def at_most(split: Split, per_class: int | None) -> Split:
-    """A fixed random choice of at most ``per_class`` samples of every class; all of them for None."""
-    if per_class is None:
-        return split
-    random = np.random.default_rng(_SUBSET_SEED)
-    chosen = [
-        random.permutation(np.flatnonzero(split.groups == group))[:per_class]
-        for group in np.unique(split.groups)
-    ]
-    return split.subset(np.sort(np.concatenate(chosen)))
 
 
 def _joined(knowns: Split, foreign: Split) -> Split:
@@ -286,9 +273,6 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = shared_parser("python -m training.recommend", __doc__)
     parser.add_argument("--runs", type=Path, default=RUNS / "recommend")
-    parser.add_argument(
-        "--per-class", type=int, help="training images of each class; default: all of them"
-    )
     of_characters = [arm.name for arm in candidates("toy")]
     parser.add_argument(
         "--candidates",

@@ -192,5 +192,12 @@ def test_placement_of_threads_is_compared_on_stacks_of_their_own(tmp_path: Path)
     assert len(rows) == 8
     assert all(row["value"] > 0 for row in rows)
     for setting in ("bound", "free, asleep"):
-        measured = [row["name"].split(",")[0] for row in rows if f"threads {setting}, lenet" in row["name"]]
-        assert sorted(measured) == ["images/s", "p99 at 1 connection", "p99 at 1 connection", "p99 at 70 % of capacity"]
+        measured = [
+            row["name"].split(",")[0] for row in rows if f"threads {setting}, lenet" in row["name"]
+        ]
+        assert sorted(measured) == [
+            "images/s",
+            "p99 at 1 connection",
+            "p99 at 1 connection",
+            "p99 at 70 % of capacity",
+        ]

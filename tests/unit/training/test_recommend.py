@@ -15,7 +15,7 @@ from openset.labels import NEGATIVE, UNKNOWN, is_known
 from tests.factories import FOREIGN_DEG, KNOWN_DEG, scored_at
 from training import cures, recommend
 from training.arms import CANDIDATES, CURES, candidates
-from training.data import ProtocolData, Split, load_protocol, split_validation
+from training.data import ProtocolData, Split, at_most, load_protocol, split_validation
 from training.decoded import CachedImages, DecodedImages
 from training.engine import TrainingDiverged
 from training.losses import LOSSES
@@ -65,10 +65,10 @@ def test_images_of_the_judges_belong_to_their_labels(glyphs: ProtocolData) -> No
 
 
 def test_subset_takes_the_same_images_of_every_class_each_time(glyphs: ProtocolData) -> None:
-    few = recommend.at_most(glyphs.train, 5)
+    few = at_most(glyphs.train, 5)
     assert set(few.counts().values()) == {50, 55, 0}
-    assert (few.sample_ids == recommend.at_most(glyphs.train, 5).sample_ids).all()
-    assert recommend.at_most(glyphs.train, None) is glyphs.train
+    assert (few.sample_ids == at_most(glyphs.train, 5).sample_ids).all()
+    assert at_most(glyphs.train, None) is glyphs.train
 
 
 def test_single_negative_class_cannot_be_split(glyphs: ProtocolData) -> None:
