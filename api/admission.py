@@ -4,14 +4,18 @@ The model server answers in order. Whoever comes now waits for all who are in fl
 pace, seconds an answer, is learnt from every answer. So the places are deadline x throughput, whatever the model, the
 hardware and the size of the images. With several gateway processes each learns its own share of the throughput.
 
+A pace is believed while answers come. Once the gateway has been idle for a while it says nothing of the model server of now:
+whoever comes then may try, even with a batch that would have been too large at the old pace, and the answer teaches anew.
+
 Beside the places there is a budget of bytes: it bounds the memory of uploads that are read or wait, however many they are.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from api.problems import Problem
@@ -20,6 +24,8 @@ from api.problems import Problem
 _RECENT = 15
 # The pace is an estimate and an upload takes time too; a place is given only where this much of the deadline suffices.
 _SHARE_OF_DEADLINE = 0.8
+# So long after the last answer an idle gateway no longer believes its pace.
+_BELIEVED_S = 30.0
 
 
 class Admission:
@@ -29,6 +35,7 @@ class Admission:
         most: places at any pace; they bound the connections.
         most_bytes: of uploads at the same time; they bound the memory.
         deadline_s: time an answer may take.
+        clock: seconds that never go back.
 
     Attributes:
         taken: places, one an image.
@@ -37,9 +44,18 @@ class Admission:
         seconds_an_answer: learnt; None before the first answer.
     """
 
-    def __init__(self, *, most: int, most_bytes: int, deadline_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        most: int,
+        most_bytes: int,
+        deadline_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._most, self._most_bytes = most, most_bytes
         self._budget_s = _SHARE_OF_DEADLINE * deadline_s
+        self._clock = clock
+        self._learnt_at = -math.inf
         self._paces: deque[float] = deque(maxlen=_RECENT)
         self.taken = 0
         self.bytes_taken = 0
@@ -57,7 +73,8 @@ class Admission:
             Problem: overloaded, with the seconds after which it is worth asking again; or more images at once than even an
                 idle gateway would take.
         """
-        pace = self.seconds_an_answer or 0.0
+        is_stale = not self.taken and self._clock() - self._learnt_at > _BELIEVED_S
+        pace = 0.0 if is_stale else self.seconds_an_answer or 0.0
         fit = min(self._most, max(1, int(self._budget_s / pace + 1e-9))) if pace else self._most
         if images > fit:
             raise Problem(
@@ -72,7 +89,7 @@ class Admission:
                 retry_after_s=max(1, math.ceil(images * pace)),
             )
         late_s = self.expected_s(images) - self._budget_s
-        if late_s > 0 and self.taken:
+        if late_s > 0 and self.taken:  # an idle gateway has refused above what it would not take
             raise Problem(
                 "overloaded",
                 f"the answer would take {self.expected_s(images):.1f} s, more than is allowed; slow down",
@@ -127,5 +144,6 @@ class Admission:
 
     def learn(self, position: int, seconds: float) -> None:
         """Take in an answer (or its absence): ``position`` images were answered in this time."""
+        self._learnt_at = self._clock()
         self._paces.append(seconds / position)
         self.seconds_an_answer = sorted(self._paces)[(len(self._paces) - 1) // 2]

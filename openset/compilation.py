@@ -16,6 +16,9 @@ from torch import Tensor, nn
 # Every size is compiled (and on CUDA recorded) for itself; sizes between are filled up.
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+# Several times the sizes: a benchmark has more than one compiled network in a process.
+_RECOMPILE_LIMIT = 8 * len(BUCKETS)
+
 # A CUDA graph: the first call of a size compiles and warms up, the second records, the third replays.
 CALLS_UNTIL_RECORDED = 3
 
@@ -41,10 +44,24 @@ def compile_backbone(network: nn.Module, device: torch.device) -> Any:
     is recorded as a CUDA graph (not run on hardware yet). Unless ``TORCHINDUCTOR_CACHE_DIR`` names another folder, the
     code is kept where serving keeps it: a calibration or a benchmark does not compile again what a worker has compiled.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_compile_cache()))
+    # Imported here: it takes seconds, which only compiling is worth.
+    from torch._dynamo import config as dynamo_config
+
+    _keep_code_on_this_host()
+    # Beyond the limit torch would run further sizes uncompiled; all networks of a kind share it.
+    dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _RECOMPILE_LIMIT)
     if device.type == "cuda":
         return torch.compile(network, dynamic=False, mode="reduce-overhead")
     return torch.compile(network, dynamic=False, options={"freezing": True})
+
+
+def _keep_code_on_this_host() -> None:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    # Torch's own default in /tmp is nobody's choice, and importing torchvision puts it there.
+    if given is None or given == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(default_compile_cache())
 
 
 def filled_up(images: Tensor) -> Tensor:

@@ -82,13 +82,14 @@ def draw(character: str, file: Path) -> bytes:
 def start_stack(port: int, *, keep: bool = False) -> subprocess.Popen[bytes]:
     """Start ``serving.stack`` and return when it is ready; unless kept, it ends with this process, even by kill -9."""
     say(
-        f"\n== TorchServe and the gateway\n   python -m serving.stack --model {MODEL} --port {port}"
+        f"\n== TorchServe and the gateway\n   python -m serving.stack --model {MODEL} --device cpu --port {port}"
     )
     log = _SAMPLES / "stack.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
         stack = subprocess.Popen(
-            [sys.executable, "-m", "serving.stack", "--model", MODEL, "--port", str(port)],
+            # Calibrated on the CPU, so served on it, whatever else the host has.
+            [sys.executable, "-m", "serving.stack", "--model", MODEL, "--device", "cpu", "--port", str(port)],
             stdout=stream, stderr=stream, start_new_session=True, preexec_fn=None if keep else die_with_parent,
         )  # fmt: skip
     started = time.monotonic()

@@ -65,7 +65,7 @@ def test_one_slow_answer_does_not_close_the_gateway() -> None:
 
 def test_batch_that_no_idle_gateway_would_take_is_told_how_many_fit() -> None:
     admission = admission_of(most=1000, deadline_s=10.0)
-    admission.seconds_an_answer = 1.0
+    admission.learn(position=1, seconds=1.0)
     with pytest.raises(Problem, match="at most 8 at a time") as refusal:
         admission.check(9)
     assert (refusal.value.status, refusal.value.retry_after_s) == (413, None)
@@ -75,6 +75,25 @@ def test_batch_that_no_idle_gateway_would_take_is_told_how_many_fit() -> None:
     with pytest.raises(Problem) as refusal:
         admission.check(8)
     assert (refusal.value.status, refusal.value.retry_after_s) == (503, 1)
+
+
+def test_model_server_that_has_healed_is_asked_again_by_whoever_sends_batches_alone() -> None:
+    now = 0.0
+    admission = Admission(most=1000, most_bytes=1_000, deadline_s=10.0, clock=lambda: now)
+    for position in range(1, 33):
+        admission.learn(position, seconds=10.0)  # a batch of 32 that met a worker that hung
+    with pytest.raises(Problem) as refusal:
+        admission.check(32)
+    assert refusal.value.status == 413
+    now = 31.0
+    admission.check(32)
+    admission.taken = 1  # a pace is doubted by an idle gateway alone
+    with pytest.raises(Problem):
+        admission.check(32)
+    admission.taken = 0
+    for position in range(1, 33):
+        admission.learn(position, seconds=0.03 * position)
+    admission.check(32)
 
 
 def test_bytes_are_a_budget_beside_the_places_and_come_back_after_a_failure() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from handlers.open_set_handler import OpenSetHandler
-from openset.compilation import BUCKETS, buckets_up_to, default_compile_cache, filled_up
+from openset.compilation import BUCKETS, buckets_up_to, compile_backbone, filled_up
 from serving.configuration import ServingSettings
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +61,41 @@ def test_worker_is_ready_only_after_every_size_was_warmed_up_and_recorded(
     assert called == expected
 
 
-def test_worker_calibration_and_benchmark_share_one_cache_of_compiled_code(tmp_path: Path) -> None:
+_CACHE_AFTER_COMPILING = """
+import os, sys, torch
+import torchvision  # names torch's own folder in the environment
+from openset.compilation import compile_backbone
+compile_backbone(torch.nn.Linear(2, 2), torch.device("cpu"))
+print(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+"""
+
+
+@pytest.mark.parametrize("given", [None, "elsewhere"])
+def test_worker_calibration_and_benchmark_share_one_cache_of_compiled_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    if given is not None:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / given))
+    found = subprocess.run(
+        [sys.executable, "-c", _CACHE_AFTER_COMPILING], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()  # fmt: skip
     (tmp_path / "tiny.mar").touch()
     settings = ServingSettings(model="tiny", model_store=tmp_path, run_dir=tmp_path)
-    assert settings.compile_cache == default_compile_cache()
+    assert found == str(settings.compile_cache if given is None else tmp_path / given)
+
+
+def test_every_size_is_compiled_and_none_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, **_: real(network, dynamic=False, backend=backend))  # fmt: skip
+    network = compile_backbone(torch.nn.Linear(2, 2), torch.device("cpu"))
+    for size in BUCKETS:
+        network(torch.zeros(size, 2))
+    assert len(compiled) == len(BUCKETS)
