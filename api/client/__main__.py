@@ -1,7 +1,7 @@
 """``python -m api.client predict FOLDER --out results.parquet``: classify a folder or a stream of files.
 
 The same command continues after an interruption. Exit code 0: every file has an answer (an unreadable image has one
-too, its problem); 1: some have none yet, or the gateway refuses.
+too, its problem), or --finish was given; 1: some have none yet, or the gateway refuses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from api.client.bulk import Count, Gateway, GatewayRefuses, files_under, lines_of, predict_all
-from api.client.results import WRITERS, CannotResume, Journal
+from api.client.results import WRITERS, CannotResume, Journal, text_of
 
 
 async def _each(paths: list[str]) -> AsyncIterator[str]:
@@ -34,7 +34,11 @@ async def predict(arguments: argparse.Namespace) -> int:
         patience_s=arguments.patience,
     )
     query = {"top_k": "1"} | ({} if arguments.fpr is None else {"fpr": repr(arguments.fpr)})
-    journal = Journal(out, {"model_sha256": await gateway.model_sha256(), "fpr": arguments.fpr})
+    source = arguments.source if arguments.source == "-" else os.path.abspath(arguments.source)
+    identity = {
+        "model_sha256": await gateway.model_sha256(), "fpr": arguments.fpr, "source": text_of(source),
+    }  # fmt: skip
+    journal = Journal(out, identity)
     total: int | None = None
     if arguments.source == "-":
         paths = lines_of(sys.stdin)
@@ -70,8 +74,11 @@ async def predict(arguments: argparse.Namespace) -> int:
         f"{count.asked} asked, {count.skipped} known from before: {count.accepted} accepted, {count.unknown} unknown, "
         f"{count.refused} refused, {count.unanswered} without an answer"
     )
-    if count.unanswered:
-        print(f"{said}\nerror: give the same command again to ask about those", file=sys.stderr)
+    if count.unanswered and not arguments.finish:
+        print(
+            f"{said}\nerror: give the same command again to ask about those, or with --finish to have the result without them",
+            file=sys.stderr,
+        )
         return 1
     if len(used := journal.calibrations()) > 1:
         print(
@@ -79,7 +86,7 @@ async def predict(arguments: argparse.Namespace) -> int:
             f"of {', '.join(map(str, used))}",
             file=sys.stderr,
         )
-    print(f"{said}\nwritten: {out} ({journal.finish()} rows)", file=sys.stderr)
+    print(f"{said}\nwritten: {out} ({journal.finish(count.without_answer)} rows)", file=sys.stderr)
     return 0
 
 
@@ -118,6 +125,10 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument(
         "--patience", type=float, default=120.0, metavar="S", help="for one overloaded image"
     )
+    command.add_argument(
+        "--finish", action="store_true",
+        help="write the result although some files have no answer; their rows say why in the column detail",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     _check(command, arguments)
     try:

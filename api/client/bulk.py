@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +16,7 @@ import aiohttp
 import orjson
 from tqdm import tqdm
 
-from api.client.results import Journal, Row, row_of
+from api.client.results import Journal, Row, row_of, row_without_answer
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -128,14 +128,19 @@ async def _block_of(file: int) -> bytes:
 
 @dataclass
 class Count:
-    """What became of the files of this run."""
+    """What became of the files of this run; ``without_answer`` has a row for each of the unanswered."""
 
     asked: int = 0
     skipped: int = 0
     accepted: int = 0
     unknown: int = 0
     refused: int = 0
-    unanswered: int = 0
+    without_answer: list[Row] = field(default_factory=list)
+
+    @property
+    def unanswered(self) -> int:
+        """Files that have no answer yet."""
+        return len(self.without_answer)
 
 
 async def predict_all(
@@ -158,7 +163,7 @@ async def predict_all(
         progress: called after every file.
 
     Raises:
-        GatewayRefuses: the key is wrong.
+        GatewayRefuses: the key is wrong, or other weights are served than when the journal was begun.
     """
     count = Count()
     # As many paths wait as are asked about: a stream of any length needs no memory.
@@ -205,14 +210,16 @@ async def _one(
         image = await asyncio.to_thread(Path(path).read_bytes)
     except OSError as error:
         # Not journaled: the file may be there next time.
-        count.unanswered += 1
-        _note(f"{path}: {error.strerror or error}")
+        reason = error.strerror or str(error)
+        count.without_answer.append(row_without_answer(path, None, reason))
+        _note(f"{path}: {reason}")
         return
-    row = await _ask_patiently(gateway, session, path, image, query)
+    row, is_answer = await _ask_patiently(gateway, session, path, image, query)
     count.asked += 1
-    if row is None:
-        count.unanswered += 1
+    if not is_answer:
+        count.without_answer.append(row)
         return
+    _require_same_model(gateway, row, journal)
     journal.add(row, file)
     if row["status"] != 200:
         count.refused += 1
@@ -222,14 +229,23 @@ async def _one(
         count.unknown += 1
 
 
+def _require_same_model(gateway: Gateway, row: Row, journal: Journal) -> None:
+    begun, now = journal.identity["model_sha256"], row.get("model_sha256")
+    if row["status"] == 200 and now != begun:
+        raise GatewayRefuses(
+            f"{gateway.url} serves other weights ({now}) than when {journal.file} was begun ({begun}); the answers of "
+            "before are kept there: serve the former model to go on, or name another --out to begin anew"
+        )
+
+
 async def _ask_patiently(
     gateway: Gateway, session: aiohttp.ClientSession, path: str, image: bytes, query: dict[str, str]
-) -> Row | None:
-    """The row of an image; None if the gateway said "later" for too long."""
+) -> tuple[Row, bool]:
+    """The row of an image and whether it is an answer; it is none if the gateway said "later" for too long."""
     clock = asyncio.get_running_loop().time
     until, wait_s = clock() + gateway.patience_s, _FIRST_WAIT_S
     while True:
-        retry_after, said = 0.0, ""
+        retry_after, status = 0.0, None
         try:
             async with session.post(
                 "/predict",
@@ -243,14 +259,14 @@ async def _ask_patiently(
             if status in (401, 403):
                 raise GatewayRefuses(_refusal(gateway.url, status, body))
             if status not in _LATER:
-                return row_of(path, status, _document(body))
+                return row_of(path, status, _document(body)), True
             said = f"answered {status}: {_document(body).get('detail', '')}"
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             said = f"did not answer ({type(error).__name__})"
         pause = max(retry_after, wait_s)
         if clock() + pause > until:
             _note(f"{path}: {gateway.url} {said}; given up for now")
-            return None
+            return row_without_answer(path, status, said), False
         await asyncio.sleep(pause)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import orjson
 
-# Column -> type, in the order of the table; all but the first two may be missing.
+# Column -> type, in the order of the table; all but the first may be missing.
 COLUMNS: dict[str, type] = {
     "path": str,
     "status": int,
@@ -44,6 +44,11 @@ def text_of(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def row_without_answer(path: str, status: int | None, reason: str) -> Row:
+    """One line of the table for a file that has no answer: the last "later" that was said of it, or no status at all."""
+    return {"path": text_of(path), "status": status, "detail": reason}
+
+
 def row_of(path: str, status: int, answer: dict[str, Any]) -> Row:
     """One line of the table from an answer of ``POST /predict``, or from its problem."""
     path = text_of(path)
@@ -61,6 +66,16 @@ def row_of(path: str, status: int, answer: dict[str, Any]) -> Row:
         "fpr": calibration["fpr"],
         "model_sha256": answer["model"]["sha256"],
     }  # fmt: skip
+
+
+def _key_of(path: str) -> str:
+    """A file is the same however its path is written."""
+    return text_of(os.path.abspath(path))
+
+
+def _path_of(row: Row) -> str:
+    path: str = row["path"]
+    return path
 
 
 class Journal:
@@ -88,7 +103,8 @@ class Journal:
         except CannotResume:
             self._stream.close()
             raise
-        self.done: dict[str, list[int]] = {line["row"]["path"]: line["file"] for line in lines[1:]}
+        self.done: dict[str, list[int]] = {line["key"]: line["file"] for line in lines[1:]}
+        self.identity = identity
         if not lines:
             self._write(identity)
 
@@ -113,7 +129,7 @@ class Journal:
 
     def knows(self, path: str, file: list[int]) -> bool:
         """Whether it holds an answer about this state of the file."""
-        return self.done.get(text_of(path)) == file
+        return self.done.get(_key_of(path)) == file
 
     def _write(self, content: dict[str, Any]) -> None:
         self._stream.write(orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE))
@@ -125,19 +141,19 @@ class Journal:
             row: see ``row_of``.
             file: size and time of the image; if they change the image is asked about again.
         """
-        self._write({"row": row, "file": file})
-        self.done[row["path"]] = file
+        key = _key_of(row["path"])
+        self._write({"key": key, "row": row, "file": file})
+        self.done[key] = file
 
     def rows(self) -> Iterator[Row]:
-        """The newest answer of every path, in the order of the paths."""
+        """The newest answer of every file, in the order of their paths."""
         newest: dict[str, Row] = {}
         with self.file.open("rb") as stream:
             next(stream)
             for line in stream:
-                row = orjson.loads(line)["row"]
-                newest[row["path"]] = row
-        for path in sorted(newest):
-            yield newest[path]
+                content = orjson.loads(line)
+                newest[content["key"]] = content["row"]
+        yield from sorted(newest.values(), key=_path_of)
 
     def calibrations(self) -> list[int]:
         """Ids of the calibrations that decided; more than one where the threshold was changed on the way."""
@@ -148,11 +164,15 @@ class Journal:
         """Close the file; the next run goes on from here."""
         self._stream.close()
 
-    def finish(self) -> int:
-        """Write the result, atomically, and remove the journal; gives the number of rows."""
+    def finish(self, without_answer: Sequence[Row] = ()) -> int:
+        """Write the result, atomically, and remove the journal; gives the number of rows.
+
+        Args:
+            without_answer: rows of files that have none and are not asked about again.
+        """
         self.close()
         partial = self.out.with_name(self.out.name + ".partial")
-        rows = list(self.rows())
+        rows = sorted([*self.rows(), *without_answer], key=_path_of)
         WRITERS[self.out.suffix](rows, partial)
         os.replace(partial, self.out)
         self.file.unlink()

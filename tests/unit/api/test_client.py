@@ -183,7 +183,8 @@ def test_journal_survives_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None
     with journal.file.open("ab") as stream:
         stream.write(b'{"row": {"path": "b.p')
     again = Journal(tmp_path / "r.csv", IDENTITY)
-    assert again.done == {"a.png": [1, 2]}
+    assert again.knows("a.png", [1, 2])
+    assert len(again.done) == 1
     again.add({**ROW, "path": "c.png"}, [3, 4])
     assert [row["path"] for row in again.rows()] == ["a.png", "c.png"]
     assert again.finish() == 2
@@ -277,6 +278,89 @@ async def test_failure_of_the_gateway_is_no_final_answer(serve: Any, tmp_path: P
     count = await ask(await serve(once), journal, *some_files(tmp_path, 1))
     assert (count.unknown, count.refused) == (1, 0)
     journal.close()
+
+
+async def test_other_weights_in_the_middle_of_a_run_stop_it_and_keep_what_was_answered(
+    serve: Any, tmp_path: Path
+) -> None:
+    number = 0
+
+    async def handler(request: web.Request) -> web.Response:
+        nonlocal number
+        number += 1
+        return web.json_response({**ANSWER, "model": {"sha256": "01"[number > 2] * 64}})
+
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    with pytest.raises(GatewayRefuses, match="serves other weights"):
+        await ask(await serve(handler), journal, *some_files(tmp_path, 4), concurrency=1)
+    assert [row["model_sha256"] for row in journal.rows()] == ["0" * 64] * 2
+    journal.close()
+
+
+async def test_path_written_otherwise_is_the_same_file(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(ANSWER)
+
+    (path,) = some_files(tmp_path, 1)
+    gateway, journal = await serve(handler), Journal(tmp_path / "r.csv", IDENTITY)
+    monkeypatch.chdir(tmp_path)
+    assert (await ask(gateway, journal, Path(path).name)).asked == 1
+    journal.close()
+    again = Journal(tmp_path / "r.csv", IDENTITY)
+    assert (await ask(gateway, again, path)).skipped == 1
+    assert again.finish() == 1
+
+
+async def test_other_folder_does_not_mix_into_a_journal(
+    serve: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({}, status=503)
+
+    gateway = await serve(handler)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        some_files(tmp_path / name, 1)
+    arguments = ["--url", gateway.url, "--patience", "0", "--out", str(tmp_path / "r.csv")]
+    assert await asyncio.to_thread(main, ["predict", str(tmp_path / "a"), *arguments]) == 1
+    assert await asyncio.to_thread(main, ["predict", str(tmp_path / "b"), *arguments]) == 1
+    assert "was begun with" in capsys.readouterr().err
+
+
+async def test_finish_writes_what_has_an_answer_and_says_of_the_rest_why_not(
+    serve: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        if await request.read() == bytes([1]):
+            return web.json_response({"detail": "no memory for this one"}, status=507)
+        return web.json_response(ANSWER)
+
+    gateway = await serve(handler)
+    paths = some_files(tmp_path, 3)
+    os.symlink(tmp_path / "nowhere", tmp_path / "zzz.png")
+    out = tmp_path / "r.csv"
+    arguments = [
+        "predict",
+        str(tmp_path),
+        "--url",
+        gateway.url,
+        "--patience",
+        "0",
+        "--out",
+        str(out),
+    ]
+    assert await asyncio.to_thread(main, arguments) == 1
+    assert "--finish" in capsys.readouterr().err
+    assert not out.exists()
+    assert await asyncio.to_thread(main, [*arguments, "--finish"]) == 0
+    with out.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["path"] for row in rows] == [*paths, str(tmp_path / "zzz.png")]
+    assert [row["status"] for row in rows] == ["200", "507", "200", ""]
+    assert "no memory for this one" in rows[1]["detail"]
+    assert "No such file" in rows[3]["detail"]
 
 
 def test_journal_is_written_by_one_client_at_a_time(tmp_path: Path) -> None:
