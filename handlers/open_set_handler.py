@@ -165,27 +165,35 @@ class OpenSetHandler:
         try:
             return self._predict(requests)
         except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            if len(requests) == 1:
-                return [_out_of_memory("the device ran out of memory")]
-            half = len(requests) // 2
-            return self._answer(requests[:half]) + self._answer(requests[half:])
-        except Exception as error:
+            pass  # gone on with below: here the error would still hold the tensors that did not fit
+        except Exception:
             logger.exception("a batch of %d failed", len(requests))
-            if "CUDA" in str(error):
-                # The CUDA context may be broken for good; the frontend starts a clean worker.
+            if self._lost_device():
                 sys.stderr.flush()
-                os._exit(70)
+                os._exit(70)  # the frontend starts a clean worker
             return [_failure("the batch could not be processed")] * len(requests)
+        torch.cuda.empty_cache()
+        if len(requests) == 1:
+            return [_out_of_memory("the device ran out of memory")]
+        half = len(requests) // 2
+        return self._answer(requests[:half]) + self._answer(requests[half:])
+
+    def _lost_device(self) -> bool:
+        """Whether the CUDA context is broken for good: after a fault in a kernel every further call fails."""
+        if self.classifier.device.type != "cuda":
+            return False
+        try:
+            torch.cuda.synchronize()
+        except Exception:
+            logger.exception("the CUDA context is broken, this worker ends")
+            return True
+        return False
 
     def _predict(self, requests: list[tuple[Any, ...]]) -> list[dict[str, Any] | Refusal]:
         started = time.perf_counter()
         classifier, card = self.classifier, self.classifier.card
         questions, images, facts, decode_ms = zip(*requests, strict=True)
-        stacked = torch.stack(images)
-        if classifier.device.type == "cuda":
-            stacked = stacked.pin_memory()  # else the copy to the device would wait
-        prediction = classifier.predict(stacked)
+        prediction = classifier.predict(torch.stack(images))
         taus = torch.tensor([question.tau for question in questions], dtype=torch.float32)
         scores, accepted = classifier.decide(
             prediction, taus, [question.score_type for question in questions]

@@ -122,6 +122,8 @@ class OpenSetClassifier:
     def predict(self, images: Tensor) -> Prediction:
         """Score images in evaluation form, uint8 (N, channels, H, W), on any device."""
         sent = filled_up(images) if self.path.mode == "compiled" else images
+        if self.device.type == "cuda" and sent.device.type == "cpu":
+            sent = sent.pin_memory()  # else the copy to the device would wait
         batch = self.preprocessing.normalize(sent.to(self.device, non_blocking=True))
         batch = batch.contiguous(memory_format=torch.channels_last)
         rounds = self.precision == "bfloat16" and self.path.mode != "packed"

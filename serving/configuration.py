@@ -153,6 +153,12 @@ class ServingSettings:
         """
         return self.compile_cache.resolve() if self.compiled else self.run_dir / "tmp" / "code"
 
+    def default_decode_threads(self) -> int:
+        """Of one worker: its share of the cores, but all of them where the GPU computes and the other worker waits for it."""
+        if compute_device(self.device) == "cuda":
+            return len(os.sched_getaffinity(0))
+        return self.worker_threads()
+
     def worker_threads(self) -> int:
         """Computing threads of one worker on a CPU, while all work."""
         return max(1, len(os.sched_getaffinity(0)) // self.workers)
@@ -220,7 +226,7 @@ def model_config(settings: ServingSettings) -> str:
                 "device": settings.device,
                 "precision": settings.precision,
                 "compiled": settings.compiled,
-                "decode_threads": settings.decode_threads or settings.worker_threads(),
+                "decode_threads": settings.decode_threads or settings.default_decode_threads(),
                 **({"shared_cores": _shared_cores(settings)} if settings.shares_cores else {}),
             },
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,43 @@ def test_out_of_memory_is_retried_in_halves(
     assert sizes == [4, 2, 1, 1, 2, 1, 1]
     assert context.status == {}
     assert len({answer["score"] for answer in answers}) == 4
+
+
+def test_batch_that_did_not_fit_holds_no_memory_while_its_halves_are_tried(
+    handler: OpenSetHandler, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working, held, alive = handler.classifier.predict, [], []
+
+    def small_device(images: torch.Tensor) -> Any:
+        alive.append(sum(reference() is not None for reference in held))
+        if len(images) > 1:
+            features = images.float()  # what lies on the device when it is full
+            held.append(weakref.ref(features))
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return working(images)
+
+    monkeypatch.setattr(handler.classifier, "predict", small_device)
+    ask(handler, artifact, [image_bytes(grey_image(seed)) for seed in range(4)])
+    assert alive == [0] * 7
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_worker_ends_where_the_device_is_lost_and_only_there(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+
+    handler = OpenSetHandler()
+    handler.initialize(FakeContext(artifact))
+    handler.classifier.device = torch.device("cuda")
+    ended: list[int] = []
+    monkeypatch.setattr(handler.classifier, "predict", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail if broken else lambda: None)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    _, context = ask(handler, artifact, [image_bytes()])
+    assert ended == ([70] if broken else [])
+    assert context.status == {0: 500}
 
 
 def test_demanded_gpu_that_is_not_there_refuses_to_start(
