@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from functools import cached_property
@@ -46,7 +47,7 @@ def require_tools(settings: ServingSettings) -> None:
     """Without these a worker dies at every start, and TorchServe tries again for minutes.
 
     Raises:
-        TorchServeFailed: no compiler or no folder for a compiled model, or no GPU where one is demanded; names what to do.
+        TorchServeFailed: no compiler, header or folder for a compiled model, or no GPU where one is demanded; names what to do.
     """
     cuda = settings.device == "cuda"
     if settings.compiled:
@@ -56,6 +57,11 @@ def require_tools(settings: ServingSettings) -> None:
             raise TorchServeFailed(
                 f"compiling needs a compiler, and {' or '.join(wanted)} is not installed (Debian: apt-get install g++); "
                 f"install one, name it in {variable}, or serve without COMPILED=1"
+            )
+        if cuda and not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+            raise TorchServeFailed(
+                "compiling for a GPU builds a module for Python, whose header Python.h is not installed (Debian: "
+                "apt-get install python3-dev); install it, or serve without COMPILED=1"
             )
         try:
             settings.code_folder.mkdir(parents=True, exist_ok=True)

@@ -62,12 +62,30 @@ def test_compiling_without_a_compiler_is_refused_before_java_starts(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv(variable, raising=False)
     program(tmp_path, "nvidia-smi", 'echo "GPU 0: a card"')
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    (tmp_path / "Python.h").touch()
     wanted = settings(tmp_path, device=device, compiled=True, compile_cache=tmp_path / "code")
     with pytest.raises(TorchServeFailed, match=f"needs a compiler.*{variable}"):
         require_tools(wanted)
     program(tmp_path, "mine", "")
     monkeypatch.setenv(variable, "mine")
     require_tools(wanted)
+
+
+def test_compiling_for_a_gpu_without_pythons_header_is_refused_before_java_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    program(tmp_path, "cc", "")
+    program(tmp_path, "nvidia-smi", 'echo "GPU 0: a card"')
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    wanted = settings(tmp_path, device="cuda", compiled=True, compile_cache=tmp_path / "code")
+    with pytest.raises(TorchServeFailed, match=r"Python\.h is not installed"):
+        require_tools(wanted)
+    (tmp_path / "Python.h").touch()
+    require_tools(wanted)
+    require_tools(settings(tmp_path, device="cuda"))
 
 
 @pytest.mark.parametrize("name", ["/proc/nowhere/code", "/proc/self"])
