@@ -6,11 +6,10 @@ import hashlib
 import json
 import logging
 import math
-import os
 import pickle
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,17 @@ from openset.labels import is_known, is_negative
 from training import parallel
 from training.batches import ALONE, Share, training_loader
 from training.data import ProtocolData, Split, on_device, split_validation
+from training.durable import replacing
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
 from training.optimization import AveragedWeights, build_optimizer, learning_rate_factor
 from training.precision import fast_convolutions
 from training.pretrained import is_weights_file, load_backbone
+from training.run_folder import check_folder, locked_run
 from training.runs import (
     BEST,
     CONFIG,
     HISTORY,
-    HOW_NOT_WHAT,
     LAST,
     Run,
     TrainConfig,
@@ -224,36 +224,34 @@ class Trainer:
         if not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
             raise self._diverged("the weights hold a value that is not finite")
         target = self.folder / name
-        partial = target.with_name(name + ".partial")
         try:
-            with partial.open("wb") as stream:
+            with replacing(target) as stream:
                 torch.save(self.state(), stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, target)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             raise OSError(
                 f"cannot write {target} ({error}); earlier checkpoints are intact, free space and rerun"
             ) from error
 
-    def open_folder(self) -> None:
-        """Create the run's folder, or continue the run that lies there.
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """While entered no other process trains in the run's folder; a run that lies there is continued.
 
         Raises:
+            RunInUse: one does.
             ValueError: the folder holds another run, or a checkpoint that does not fit.
         """
-        if self.is_writer:
-            prepare_folder(self.folder, self.config)
-        if not self.resume():
-            return
-        if self.is_writer:
-            # More epochs, or data that moved.
-            write_atomically(self.folder / CONFIG, self.config.to_json())
-        logger.info(
-            "continuing %s at epoch %d, step %d",
-            self.folder, self.progress.epoch + 1, self.progress.step,
-        )  # fmt: skip
+        with locked_run(self.folder) if self.is_writer else nullcontext():
+            if self.is_writer:
+                check_folder(self.folder, self.config)
+            if self.resume():
+                logger.info(
+                    "continuing %s at epoch %d, step %d",
+                    self.folder, self.progress.epoch + 1, self.progress.step,
+                )  # fmt: skip
+            if self.is_writer:
+                # Also of a run that was begun before: epochs, scores and where the data lie may have changed.
+                write_atomically(self.folder / CONFIG, self.config.to_json())
+            yield
 
     def resume(self) -> bool:
         """Continue from ``last.pt`` if it is there; True if so. Several processes all get the first one's state.
@@ -493,44 +491,6 @@ def _fingerprint(split: Split) -> str:
     if isinstance(split.images, Tensor):
         digest.update(split.images[:: max(1, len(split) // 1000)].cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def prepare_folder(folder: Path, config: TrainConfig) -> bool:
-    """Create the run's folder, or check that the one there belongs to the same run; True if it is to be resumed.
-
-    Raises:
-        ValueError: the folder holds a run with another configuration, or one that is trained further.
-    """
-    file = folder / CONFIG
-    if file.is_file():
-        former = TrainConfig.from_json(file.read_text())
-        now, then = json.loads(config.to_json()), json.loads(former.to_json())
-        changed = sorted(
-            key
-            for key in now
-            if now[key] != then[key] and key not in (*HOW_NOT_WHAT, "epochs", "scores")
-        )
-        if config.views_from_cache != former.views_from_cache:
-            changed.append("cache (it changes the views of this augmentation)")
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run with another configuration (different: {', '.join(changed)}); "
-                "give this one another NAME= or remove that folder"
-            )
-        if config.epochs != former.epochs and config.training.schedule != "constant":
-            raise ValueError(
-                f"{folder} was started with epochs={former.epochs}; its {config.training.schedule} schedule depends on "
-                f"that number, so it cannot go on with {config.epochs}. Give this run another NAME="
-            )
-        if config.epochs < former.epochs:
-            raise ValueError(
-                f"{folder} was started with epochs={former.epochs}, more than the {config.epochs} now asked for; "
-                "give this run another NAME="
-            )
-        return True
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, config.to_json())
-    return False
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from openset.networks import build_network
 from openset.scores import DEFAULT_SCORE
 from training.choices import IMAGE_CACHE
 from training.data import ProtocolData, load_protocol
+from training.durable import replacing
 from training.losses import LOSSES, build_loss, protocol_defaults
 from training.options import refuse_unknown
 from training.precision import resolve_precision
@@ -486,6 +486,5 @@ def require_same_classes(class_ids: Sequence[str], data: ProtocolData, *, what: 
 
 def write_atomically(file: Path, content: str) -> None:
     """Replace a text file in one step."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(content)
-    os.replace(partial, file)
+    with replacing(file) as stream:
+        stream.write(content.encode())

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,8 +268,15 @@ def train_stack(
     trainers = [
         StackedTrainer(config, data, runs / config.name, graphs=graphs) for config in configs
     ]
-    for trainer in trainers:
-        trainer.open_folder()
+    with ExitStack() as folders:
+        for trainer in trainers:
+            folders.enter_context(trainer.opened())
+        return _train_together(trainers, device, show_progress)
+
+
+def _train_together(
+    trainers: list[StackedTrainer], device: torch.device, show_progress: bool
+) -> dict[str, Exception]:
     diverged: dict[str, Exception] = {}
     running = {trainer: trainer.steps() for trainer in trainers}
     total = sum(trainer.steps_left for trainer in trainers)

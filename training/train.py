@@ -60,8 +60,8 @@ def train(
         trainer = Trainer(
             config, data, folder, show_progress=show_progress, device=device, share=share
         )
-        trainer.open_folder()
-        trainer.run()
+        with trainer.opened():
+            trainer.run()
     return Run(folder)
 
 
