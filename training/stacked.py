@@ -33,6 +33,7 @@ from training.interrupt import DeferredInterrupt
 from training.losses.scales import ADACOS_DYNAMIC
 from training.precision import fast_convolutions
 from training.protocols import get_protocol
+from training.run_folder import check_folder
 from training.runs import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -258,6 +259,8 @@ def train_stack(
         )
     if len(set(names)) != len(names):
         raise ValueError(f"runs need names of their own, got {', '.join(names)}")
+    for config in configs:
+        check_folder(runs / config.name, config)
     device = torch.device(configs[0].device)
     if data is None:
         data = configs[0].load_data(("train", "validation"))

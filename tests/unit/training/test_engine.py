@@ -248,6 +248,37 @@ def test_another_configuration_in_the_same_folder_is_refused(few: Any, tmp_path:
         check_folder(tmp_path / "run", other)
 
 
+@pytest.mark.parametrize(
+    "start", [train, lambda config, **options: train_stack([config], **options)]
+)
+def test_another_configuration_is_refused_before_any_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Any
+) -> None:
+    begun_run(tmp_path / "run", config_for(name="run"))
+    monkeypatch.setattr(TrainConfig, "load_data", lambda *_, **__: pytest.fail("images were read"))
+    with pytest.raises(ValueError, match=r"another configuration.*data_options"):
+        start(config_for(name="run", options={"size": "small"}), runs=tmp_path)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_configuration_follows_a_run_that_died_before_its_first_checkpoint(
+    few: Any, tmp_path: Path
+) -> None:
+    begun_run(tmp_path, config_for(epochs=1))
+    later = config_for(epochs=2, options={"scores": "energy"})
+    with Trainer(later, few, tmp_path, show_progress=False).opened():
+        assert Run(tmp_path).config == later
+
+
+def test_refused_images_leave_the_configuration_as_it_was(few: Any, tmp_path: Path) -> None:
+    trainer_for(config_for(epochs=1), few, tmp_path).save()
+    other = dataclasses.replace(few, train=few.train.subset(np.arange(len(few.train))[::-1].copy()))
+    later = Trainer(config_for(epochs=2), other, tmp_path, show_progress=False)
+    with pytest.raises(ValueError, match="other images"), later.opened():
+        pass
+    assert Run(tmp_path).config.epochs == 1
+
+
 def test_non_finite_loss_stops_with_advice_and_keeps_the_sound_checkpoint(
     few: Any, tmp_path: Path
 ) -> None:
