@@ -18,7 +18,7 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
     """
     partial = file.with_name(file.name + ".partial")
     try:
-        with partial.open("wb") as stream:
+        with partial.open("w+b") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

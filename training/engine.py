@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,8 +21,8 @@ from tqdm import tqdm
 from openset.labels import is_known, is_negative
 from training import parallel
 from training.batches import ALONE, Share, training_loader
+from training.checkpoints import BEST, LAST, read_checkpoint, write_checkpoint
 from training.data import ProtocolData, Split, on_device, split_validation
-from training.durable import replacing
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
 from training.optimization import AveragedWeights, build_optimizer, learning_rate_factor
@@ -31,10 +30,8 @@ from training.precision import fast_convolutions
 from training.pretrained import is_weights_file, load_backbone
 from training.run_folder import check_folder, locked_run
 from training.runs import (
-    BEST,
     CONFIG,
     HISTORY,
-    LAST,
     Run,
     TrainConfig,
     write_atomically,
@@ -225,8 +222,7 @@ class Trainer:
             raise self._diverged("the weights hold a value that is not finite")
         target = self.folder / name
         try:
-            with replacing(target) as stream:
-                torch.save(self.state(), stream)
+            write_checkpoint(target, self.state())
         except (OSError, RuntimeError) as error:
             raise OSError(
                 f"cannot write {target} ({error}); earlier checkpoints are intact, free space and rerun"
@@ -257,10 +253,10 @@ class Trainer:
         """Continue from ``last.pt`` if it is there; True if so. Several processes all get the first one's state.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of other classes.
+            ValueError: the checkpoint is damaged, or of other classes or images.
         """
         file = self.folder / LAST
-        state = self._stored(file) if self.is_writer and file.is_file() else None
+        state = read_checkpoint(file) if self.is_writer and file.is_file() else None
         state = parallel.from_writer(state, self.share)
         if state is None:
             return False
@@ -285,17 +281,6 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["random"])
         return True
-
-    @staticmethod
-    def _stored(file: Path) -> dict[str, Any]:
-        try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{file} cannot be read ({error}); it was damaged after it was written. Put {file.with_name(BEST)} in "
-                "its place to go on from the best epoch, or remove it to start anew"
-            ) from error
-        return state
 
     # -- training ----------------------------------------------------------------------------------------------------
 

@@ -349,10 +349,17 @@ def test_full_disk_leaves_the_former_checkpoint(few: Any, tmp_path: Path) -> Non
 
 def test_damaged_checkpoint_is_refused_and_names_the_way_out(few: Any, tmp_path: Path) -> None:
     trainer = trainer_for(config_for(), few, tmp_path / "run")
-    trainer.save()
-    os.truncate(tmp_path / "run" / "last.pt", 5000)
-    with pytest.raises(ValueError, match=r"cannot be read.*best\.pt"):
+    for name in ("last.pt", "best.pt"):
+        trainer.save(name)
+        file = tmp_path / "run" / name
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1  # of a weight
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"last\.pt cannot be read.*put .*best\.pt"):
         trainer.resume()
+    for which, way_out in (("last", r"put .*best\.pt"), ("best", "take the last epoch")):
+        with pytest.raises(ValueError, match=rf"{which}\.pt cannot be read.*{way_out}"):
+            Run(tmp_path / "run").load_model(which)
 
 
 def test_second_process_of_a_run_is_refused_and_touches_nothing(few: Any, tmp_path: Path) -> None:
