@@ -339,8 +339,10 @@ class Trainer:
         )
         with bar:
             for images, labels in self._batches():
-                loss = self._step(images, labels)
-                loss_sum += loss.detach().double() * len(labels)
+                if len(labels):
+                    loss = self._step(images, labels)
+                    loss_sum += loss.detach().double() * len(labels)
+                # Also of files that could not be read: a resumed run skips so many batches.
                 progress.step += 1
                 progress.sample_count += len(labels)
                 bar.update()
@@ -378,7 +380,7 @@ class Trainer:
         progress = self.progress
         progress.loss_sum = float(loss_sum)
         self._check_finite(progress.loss_sum)
-        mean = progress.loss_sum / progress.sample_count
+        mean = progress.loss_sum / max(progress.sample_count, 1)
         if writer is not None:
             step = progress.epoch * self.steps_per_epoch + progress.step
             writer.add_scalar("train/loss", mean, step)

@@ -25,11 +25,13 @@ import training.cache_build as cache_build
 import training.decoded as decoded_module
 from openset.preprocessing import Preprocessing, UnreadableImage
 from training.augmentation import resample
-from training.batches import Share, training_loader
+from training.batches import Share, epoch_order, training_loader
 from training.cache import CacheDamaged, open_cache
 from training.data import ProtocolData, Split, load_protocol
 from training.decoded import CachedImages, DecodedImages, residence
+from training.engine import Trainer
 from training.protocols import get_protocol
+from training.runs import make_config
 
 ROOT = Path(__file__).parents[3]
 FORM = Preprocessing(mode="RGB", image_size=28, resize=32)
@@ -407,3 +409,41 @@ def test_unreadable_file_is_fatal_or_left_out_by_name(
     data = load_tree(tmp_path / "tree", tmp_path / "caches")
     with pytest.raises(UnreadableImage, match=broken.name):
         list(data.test.batches(4, FORM))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_resume_counts_a_batch_of_which_no_file_can_be_read(
+    tree: Path, tmp_path: Path, cached: bool
+) -> None:
+    shutil.copytree(tree, tmp_path / "tree")
+    options = {"data": tmp_path / "tree", "cache": tmp_path / "caches" if cached else None}
+
+    def trainer() -> Trainer:
+        config = make_config(
+            "p2", "cos_os", epochs=1, device="cpu", **options,
+            options={"allow_missing_classes": True, "on_unreadable": "skip", "image_size": 28, "batch_size": 4},
+        )  # fmt: skip
+        made = Trainer(
+            config, config.load_data(("train", "validation"), decoded=True), tmp_path / "run", show_progress=False
+        )  # fmt: skip
+        made._step = lambda images, labels: seen.append((images, labels)) or torch.zeros(())  # type: ignore
+        return made
+
+    seen: list[Any] = []
+    whole = load_tree(tmp_path / "tree", None).train
+    for index in epoch_order(whole, seed=42, epoch=0)[8:12]:
+        Path(whole.images.paths[index]).write_bytes(b"no picture")
+    uninterrupted = trainer()
+    uninterrupted._train_epoch(None)
+    steps = uninterrupted.steps_per_epoch
+    assert uninterrupted.progress.step == steps
+    assert uninterrupted.progress.sample_count == len(whole) - 4
+    expected, done = seen, 5  # the third of five could not be read
+    assert len(expected) == steps - 1
+    seen = []
+    continued = trainer()
+    continued.progress.step = done
+    continued._train_epoch(None)
+    for left, right in zip(expected[done - 1 :], seen, strict=True):
+        assert torch.equal(left[0], right[0])
+        assert torch.equal(left[1], right[1])
