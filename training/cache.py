@@ -27,17 +27,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import openset.preprocessing
-from openset.preprocessing import Preprocessing
-from training.cache_build import CHUNK, DATA, FACTS, INDEX, build
+from openset.preprocessing import Preprocessing, UnreadableImage
+from training.cache_build import CHUNK, DATA, FACTS, INDEX, CacheDamaged, build
 from training.decoded import DecodedImages
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-
-
-class CacheDamaged(ValueError):
-    """A cache does not hold what it was built with."""
 
 
 def open_cache(
@@ -63,7 +59,7 @@ def open_cache(
         show_progress: draw a bar.
 
     Raises:
-        UnreadableImage: a file is broken and ``on_unreadable`` is "fail".
+        UnreadableImage: a file is broken and ``on_unreadable`` is "fail", or all are.
         CacheDamaged: the stored bytes are not those that were written.
         OSError: the disk cannot hold the cache.
     """
@@ -133,22 +129,34 @@ def _open(
 
     ``is_checked``: another process has done that.
     """
-    facts = json.loads((place / FACTS).read_text())
+    try:
+        facts = json.loads((place / FACTS).read_bytes())
+        size, index_sha256 = facts["bytes"], facts["index_sha256"]
+        unreadable = {int(row): message for row, message in facts["unreadable"].items()}
+        is_ours = facts["identity"] == identity
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheDamaged(place, f"{FACTS} cannot be read ({error!r})") from error
     index = (place / INDEX).read_bytes() if (place / INDEX).is_file() else b""
-    if facts["identity"] != identity or hashlib.sha256(index).hexdigest() != facts["index_sha256"]:
-        raise _damaged(place, f"{INDEX} or {FACTS} was changed")
+    if not is_ours or hashlib.sha256(index).hexdigest() != index_sha256:
+        raise CacheDamaged(place, f"{INDEX} or {FACTS} was changed")
     data = place / DATA
-    if not data.is_file() or data.stat().st_size != facts["bytes"]:
-        raise _damaged(place, f"{DATA} is missing or has another length than {facts['bytes']}")
+    if not data.is_file() or data.stat().st_size != size:
+        raise CacheDamaged(place, f"{DATA} is missing or has another length than {size}")
     with np.load(place / INDEX, allow_pickle=False) as stored:
         heights, widths = stored["heights"], stored["widths"]
         sums, lengths = stored["crc32"], stored["bytes"]
+    if sorted(unreadable) != np.flatnonzero(heights == 0).tolist():
+        raise CacheDamaged(place, f"{FACTS} names other unreadable files than {INDEX}")
+    if not size:
+        raise UnreadableImage(
+            f"none of the {len(heights)} files can be read (the first: {unreadable[0]}); repair them, or look at "
+            "where the data lie"
+        )
     mapped, ends = np.memmap(data, np.uint8, mode="r"), np.cumsum(lengths)
     if not is_checked:
         _check(place, mapped, sums, lengths, ends, show_progress)
     sizes = heights * widths * channels
     offsets = np.cumsum(sizes) - sizes
-    unreadable = {int(row): message for row, message in facts["unreadable"].items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
         pixels = torch.from_numpy(mapped)
@@ -182,14 +190,7 @@ def _check(
             ):
                 if value != expected:
                     first = number * CHUNK
-                    raise _damaged(
+                    raise CacheDamaged(
                         place, f"images {first} to {first + CHUNK - 1} are not as written"
                     )
                 bar.update(int(length))
-
-
-def _damaged(place: Path, what: str) -> CacheDamaged:
-    return CacheDamaged(
-        f"the cache {place} is damaged: {what}. Remove that folder and rerun to build it anew; "
-        "if it happens again, look at the disk"
-    )

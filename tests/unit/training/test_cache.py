@@ -26,7 +26,8 @@ import training.decoded as decoded_module
 from openset.preprocessing import Preprocessing, UnreadableImage
 from training.augmentation import resample
 from training.batches import Share, epoch_order, training_loader
-from training.cache import CacheDamaged, open_cache
+from training.cache import open_cache
+from training.cache_build import CacheDamaged
 from training.data import ProtocolData, Split, load_protocol
 from training.decoded import CachedImages, DecodedImages, residence
 from training.engine import Trainer
@@ -335,6 +336,66 @@ def test_one_changed_byte_is_refused(files: list[str], tmp_path: Path, name: str
     file.write_bytes(content)
     with pytest.raises(CacheDamaged, match="Remove that folder and rerun"):
         opened(files, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[]", b"null", b"\xff\xfe\x00garbage", b'{"identity": {}, "bytes": 1, "index_sha256": "", "unreadable": []}'],
+)  # fmt: skip
+def test_facts_that_cannot_be_read_are_refused(
+    files: list[str], tmp_path: Path, content: bytes
+) -> None:
+    opened(files, tmp_path)
+    (place_of(tmp_path) / "cache.json").write_bytes(content)
+    with pytest.raises(
+        CacheDamaged, match=r"cache\.json cannot be read.*Remove that folder and rerun"
+    ):
+        opened(files, tmp_path)
+
+
+def test_facts_cut_short_or_with_another_unreadable_file_are_refused(
+    files: list[str], tmp_path: Path
+) -> None:
+    opened(files, tmp_path)
+    file = place_of(tmp_path) / "cache.json"
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    with pytest.raises(CacheDamaged, match=r"cache\.json cannot be read"):
+        opened(files, tmp_path)
+    file.write_text(json.dumps(json.loads(whole) | {"unreadable": {"3": "no picture"}}))
+    with pytest.raises(CacheDamaged, match="other unreadable files"):
+        opened(files, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe garbage", b"{}", b"[]", b"7", b'{"bytes": 3, "crc32": 0, "sizes": [[1, 2]], "unreadable": {}}',
+     b'{"bytes": 3, "sizes": [[1, 1]], "unreadable": {}}', b'{"bytes": 3, "crc32": 0, "sizes": 5, "unreadable": {}}'],
+)  # fmt: skip
+def test_journal_that_cannot_be_read_is_refused(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    finish = cache_build._finish
+    monkeypatch.setattr(cache_build, "_finish", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        opened(files, tmp_path)
+    monkeypatch.setattr(cache_build, "_finish", finish)
+    journal = place_of(tmp_path) / "journal.jsonl"
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([lines[0], line, *lines[2:]]) + b"\n")
+    with pytest.raises(
+        CacheDamaged, match=r"line 2 of journal\.jsonl.*Remove that folder and rerun"
+    ):
+        opened(files, tmp_path)
+
+
+def test_files_of_which_none_can_be_read_are_refused_by_name(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.jpeg" for number in range(3)]
+    for path in paths:
+        path.write_bytes(b"no picture")
+    for _ in range(2):  # also where the cache is there already
+        with pytest.raises(UnreadableImage, match=r"none of the 3 files.*0\.jpeg"):
+            opened([str(path) for path in paths], tmp_path / "caches", on_unreadable="skip")
 
 
 def test_first_process_of_a_machine_checks_the_bytes_for_all(
