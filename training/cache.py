@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from training.decoded import DecodedImages
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
+_PAUSE = 0.5  # seconds between two looks whether another process has built the cache
 
 
 def open_cache(
@@ -48,7 +50,7 @@ def open_cache(
     """Open the cache of some files; build it, or go on building it, where it is not complete.
 
     Decoding is spread over all processor cores. Only one process builds; others wait for it. Of several processes on one
-    machine that train together the first checks the bytes, the others trust it.
+    machine that train together the first, which is the one that speaks, builds and checks the bytes; the others trust it.
 
     Args:
         folder: of all caches.
@@ -67,6 +69,12 @@ def open_cache(
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     place = folder / digest[:16]
     place.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        # torchrun ends the waiting if the first process fails.
+        while not (place / FACTS).is_file():
+            time.sleep(_PAUSE)
+        with _locked(place / "lock", shared=True):
+            return _open(place, identity, preprocessing.channels, show_progress, is_checked=True)
     with _locked(place / "lock"):
         if not (place / FACTS).is_file():
             others = [file.parent.name for file in sorted(folder.glob(f"*/{FACTS}"))]
@@ -79,10 +87,7 @@ def open_cache(
                 place, list(paths), preprocessing,
                 on_unreadable=on_unreadable, identity=identity, show_progress=show_progress,
             )  # fmt: skip
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            return _open(place, identity, preprocessing.channels, show_progress)
-    with _locked(place / "lock", shared=True):
-        return _open(place, identity, preprocessing.channels, show_progress, is_checked=True)
+        return _open(place, identity, preprocessing.channels, show_progress)
 
 
 def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -108,7 +113,9 @@ def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) ->
 @contextmanager
 def _locked(file: Path, *, shared: bool = False) -> Iterator[None]:
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with file.open("w") as stream:
+    with file.open(
+        "a+"
+    ) as stream:  # network file systems lock what is open for both reading and writing
         try:
             fcntl.flock(stream, kind | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -411,6 +411,31 @@ def test_first_process_of_a_machine_checks_the_bytes_for_all(
         assert len(checked) == count
 
 
+def test_first_process_of_a_machine_builds_and_announces_while_others_wait(
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others log errors alone: what they announced nobody would see."""
+    waits: list[float] = []
+
+    def first_process_builds(seconds: float) -> None:
+        waits.append(seconds)
+        assert "cache of 20 images" not in caplog.text
+        with monkeypatch.context() as first:
+            first.setenv("LOCAL_RANK", "0")
+            opened(files, tmp_path)
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(cache.time, "sleep", first_process_builds)
+    with caplog.at_level(logging.INFO):
+        decoded = opened(files, tmp_path)
+    assert len(waits) == 1
+    assert len(decoded) == len(files)
+    assert caplog.text.count("cache of 20 images") == 1
+
+
 def test_processes_that_need_not_check_open_the_cache_at_the_same_time(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
