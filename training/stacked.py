@@ -249,6 +249,7 @@ def train_stack(
 
     Raises:
         ValueError: runs that cannot be trained together, or a folder that holds another run.
+        OSError: a run cannot be saved; at an interrupt all others are.
         KeyboardInterrupt: after every run was saved between two steps.
     """
     names = [config.name for config in configs]
@@ -306,6 +307,12 @@ def _train_together(
 
 
 def _keep_all(running: _Running) -> None:
+    """Save every run.
+
+    Raises:
+        OSError: some cannot be saved; all others are.
+    """
+    failed: list[str] = []
     for trainer in running:
         try:
             with trainer.on_stream():
@@ -314,6 +321,10 @@ def _keep_all(running: _Running) -> None:
             logger.error(
                 "%s", error
             )  # it goes on from its last sound checkpoint, and diverges again
+        except OSError as error:
+            failed.append(str(error))
+    if failed:
+        raise OSError("; ".join(failed))
 
 
 def _wait_for(device: torch.device) -> None:
