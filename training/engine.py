@@ -22,7 +22,7 @@ from openset.labels import is_known, is_negative
 from training import parallel
 from training.batches import ALONE, Share, training_loader
 from training.checkpoints import BEST, LAST, read_checkpoint, write_checkpoint
-from training.data import ProtocolData, Split, on_device, split_validation
+from training.data import ProtocolData, on_device, split_validation
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
 from training.optimization import AveragedWeights, build_optimizer, learning_rate_factor
@@ -97,7 +97,7 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.folder, self.share = config, data, folder, share
         self.is_writer = share.rank == 0
-        self.fingerprint = _fingerprint(data.train)
+        self.fingerprint = _fingerprint(data)
         self.show_progress = show_progress and self.is_writer
         self.device = device or torch.device(config.device)
         if share.count > config.training.batch_size:
@@ -205,7 +205,7 @@ class Trainer:
             "random": torch.get_rng_state(),
             "num_classes": len(self.data.class_ids),
             "class_ids": list(self.data.class_ids),
-            "data_sha256": self.fingerprint,
+            "images_sha256": self.fingerprint,
             "head_scale": getattr(head, "scale", None),
         }
 
@@ -266,9 +266,9 @@ class Trainer:
                 f"({len(self.data.class_ids)}); use another NAME= or the former data"
             )
         # Checkpoints of earlier releases do not know their data.
-        if state.get("data_sha256", self.fingerprint) != self.fingerprint:
+        if state.get("images_sha256", self.fingerprint) != self.fingerprint:
             raise ValueError(
-                f"{file} was trained on other images than {self.config.data or 'the data'} now holds; "
+                f"{file} was trained or validated on other images than {self.config.data or 'the data'} now holds; "
                 "use another NAME= or the former data"
             )
         self.model.load_state_dict(state["model"])
@@ -470,13 +470,17 @@ class Trainer:
         )
 
 
-def _fingerprint(split: Split) -> str:
-    """Digest of what is trained on: which samples, of which classes, in which order; not where they lie."""
+def _fingerprint(data: ProtocolData) -> str:
+    """Digest of what is trained and validated on: which samples, of which classes, in which order; not where they lie.
+
+    Of characters every pixel counts, of photographs the names alone: to read them all again would take as long as an epoch.
+    """
     digest = hashlib.sha256()
-    for values in (split.sample_ids, split.groups):
-        digest.update("\n".join(values.tolist()).encode())
-    if isinstance(split.images, Tensor):
-        digest.update(split.images[:: max(1, len(split) // 1000)].cpu().numpy().tobytes())
+    for split in (data.train, data.validation):
+        for values in (split.sample_ids, split.groups):
+            digest.update("\n".join(values.tolist()).encode() + b"\0")
+        if isinstance(split.images, Tensor):
+            digest.update(split.images.contiguous().cpu().numpy())
     return digest.hexdigest()
 
 

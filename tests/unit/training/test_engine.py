@@ -178,11 +178,29 @@ def test_unsound_weights_are_never_saved(few: Any, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "last.pt").read_bytes() == sound
 
 
-def test_other_images_in_the_same_place_are_refused(few: Any, tmp_path: Path) -> None:
-    trainer_for(config_for(epochs=1), few, tmp_path / "run").run()
-    other = dataclasses.replace(few, train=few.train.subset(np.arange(len(few.train))[::-1].copy()))
+def with_one_pixel_changed(data: Any) -> Any:
+    images = data.train.images.clone()
+    images[17, 0, 3, 5] ^= 1
+    return dataclasses.replace(data, train=dataclasses.replace(data.train, images=images))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_one_pixel_changed,
+        lambda data: dataclasses.replace(
+            data, train=data.train.subset(np.arange(2560)[::-1].copy())
+        ),
+        lambda data: dataclasses.replace(data, validation=data.validation.subset(np.arange(299))),
+    ],
+)
+def test_other_images_in_the_same_place_are_refused(few: Any, tmp_path: Path, change: Any) -> None:
+    # So many that a sample of them would not do.
+    data = dataclasses.replace(few, train=few.train.subset(np.arange(2560) % len(few.train)))
+    trainer_for(config_for(epochs=1), data, tmp_path / "run").save()
+    assert trainer_for(config_for(epochs=1), data, tmp_path / "run").resume()
     with pytest.raises(ValueError, match="other images"):
-        trainer_for(config_for(epochs=1), other, tmp_path / "run").resume()
+        trainer_for(config_for(epochs=1), change(data), tmp_path / "run").resume()
 
 
 def test_unfinished_run_says_so(few: Any, tmp_path: Path) -> None:
