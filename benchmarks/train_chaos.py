@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 import training.engine as engine
 from benchmarks.training.rows import machine
-from training.runs import BEST, HISTORY, LAST, Run, make_config
+from training.checkpoints import BEST, LAST
+from training.runs import HISTORY, Run, make_config
 from training.train import train
 
 # Imported once by a server that every training process is forked from: a start then costs no import of torch.

@@ -23,6 +23,7 @@ from openset.model_card import ModelCard
 from openset.networks import build_network
 from openset.preprocessing import Preprocessing
 from training.data import ProtocolData, Split
+from training.runs import CONFIG, TrainConfig
 from training.scoring import Scored
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -161,6 +162,12 @@ def scored_at(known_deg: Sequence[float], foreign_deg: Sequence[float], wrong: i
         sample_ids=np.arange(len(labels)).astype(str),
         centers=np.eye(2, dtype=np.float32),
     )
+
+
+def begun_run(folder: Path, config: TrainConfig) -> None:
+    """What training leaves in a run's folder before its first checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(config.to_json())
 
 
 def character_split(name: str, kinds: tuple[int, ...], count: int) -> Split:

@@ -85,7 +85,8 @@ def training_loader(
         turned_negatives: share of negative characters that are turned or mirrored.
 
     Yields:
-        Images of this process, uint8 (m, channels, H, W), and labels of the whole batch, (n,) int64.
+        Images of this process, uint8 (m, channels, H, W), and labels of the whole batch, (n,) int64; both are empty where
+        none of the batch's files could be read, so that batches can be counted.
     """
     order = epoch_order(split, seed=seed, epoch=epoch, include_negatives=include_negatives)
     starts = range(skip_batches * batch_size, len(order), batch_size)
@@ -139,10 +140,12 @@ def _from_cache(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for chunk in chunks:
         readable = images.readable(chunk)
-        if len(readable):
-            own = share.of(readable)
-            views = images.views(own, preprocessing, augmentation, seeds, labels.device)
-            yield views, labels[to_device(readable, labels.device)]
+        if not len(readable):
+            yield torch.empty(0, dtype=torch.uint8), labels[:0]
+            continue
+        own = share.of(readable)
+        views = images.views(own, preprocessing, augmentation, seeds, labels.device)
+        yield views, labels[to_device(readable, labels.device)]
 
 
 def _ahead(

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,17 +28,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import openset.preprocessing
-from openset.preprocessing import Preprocessing
-from training.cache_build import CHUNK, DATA, FACTS, INDEX, build
+from openset.preprocessing import Preprocessing, UnreadableImage
+from training.cache_build import CHUNK, DATA, FACTS, INDEX, CacheDamaged, build
 from training.decoded import DecodedImages
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-
-
-class CacheDamaged(ValueError):
-    """A cache does not hold what it was built with."""
+_PAUSE = 0.5  # seconds between two looks whether another process has built the cache
 
 
 def open_cache(
@@ -52,7 +50,7 @@ def open_cache(
     """Open the cache of some files; build it, or go on building it, where it is not complete.
 
     Decoding is spread over all processor cores. Only one process builds; others wait for it. Of several processes on one
-    machine that train together the first checks the bytes, the others trust it.
+    machine that train together the first, which is the one that speaks, builds and checks the bytes; the others trust it.
 
     Args:
         folder: of all caches.
@@ -63,7 +61,7 @@ def open_cache(
         show_progress: draw a bar.
 
     Raises:
-        UnreadableImage: a file is broken and ``on_unreadable`` is "fail".
+        UnreadableImage: a file is broken and ``on_unreadable`` is "fail", or all are.
         CacheDamaged: the stored bytes are not those that were written.
         OSError: the disk cannot hold the cache.
     """
@@ -71,6 +69,12 @@ def open_cache(
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     place = folder / digest[:16]
     place.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        # torchrun ends the waiting if the first process fails.
+        while not (place / FACTS).is_file():
+            time.sleep(_PAUSE)
+        with _locked(place / "lock", shared=True):
+            return _open(place, identity, preprocessing.channels, show_progress, is_checked=True)
     with _locked(place / "lock"):
         if not (place / FACTS).is_file():
             others = [file.parent.name for file in sorted(folder.glob(f"*/{FACTS}"))]
@@ -83,10 +87,7 @@ def open_cache(
                 place, list(paths), preprocessing,
                 on_unreadable=on_unreadable, identity=identity, show_progress=show_progress,
             )  # fmt: skip
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            return _open(place, identity, preprocessing.channels, show_progress)
-    with _locked(place / "lock", shared=True):
-        return _open(place, identity, preprocessing.channels, show_progress, is_checked=True)
+        return _open(place, identity, preprocessing.channels, show_progress)
 
 
 def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -112,7 +113,9 @@ def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) ->
 @contextmanager
 def _locked(file: Path, *, shared: bool = False) -> Iterator[None]:
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with file.open("w") as stream:
+    with file.open(
+        "a+"
+    ) as stream:  # network file systems lock what is open for both reading and writing
         try:
             fcntl.flock(stream, kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -133,22 +136,34 @@ def _open(
 
     ``is_checked``: another process has done that.
     """
-    facts = json.loads((place / FACTS).read_text())
+    try:
+        facts = json.loads((place / FACTS).read_bytes())
+        size, index_sha256 = facts["bytes"], facts["index_sha256"]
+        unreadable = {int(row): message for row, message in facts["unreadable"].items()}
+        is_ours = facts["identity"] == identity
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheDamaged(place, f"{FACTS} cannot be read ({error!r})") from error
     index = (place / INDEX).read_bytes() if (place / INDEX).is_file() else b""
-    if facts["identity"] != identity or hashlib.sha256(index).hexdigest() != facts["index_sha256"]:
-        raise _damaged(place, f"{INDEX} or {FACTS} was changed")
+    if not is_ours or hashlib.sha256(index).hexdigest() != index_sha256:
+        raise CacheDamaged(place, f"{INDEX} or {FACTS} was changed")
     data = place / DATA
-    if not data.is_file() or data.stat().st_size != facts["bytes"]:
-        raise _damaged(place, f"{DATA} is missing or has another length than {facts['bytes']}")
+    if not data.is_file() or data.stat().st_size != size:
+        raise CacheDamaged(place, f"{DATA} is missing or has another length than {size}")
     with np.load(place / INDEX, allow_pickle=False) as stored:
         heights, widths = stored["heights"], stored["widths"]
         sums, lengths = stored["crc32"], stored["bytes"]
+    if sorted(unreadable) != np.flatnonzero(heights == 0).tolist():
+        raise CacheDamaged(place, f"{FACTS} names other unreadable files than {INDEX}")
+    if not size:
+        raise UnreadableImage(
+            f"none of the {len(heights)} files can be read (the first: {unreadable[0]}); repair them, or look at "
+            "where the data lie"
+        )
     mapped, ends = np.memmap(data, np.uint8, mode="r"), np.cumsum(lengths)
     if not is_checked:
         _check(place, mapped, sums, lengths, ends, show_progress)
     sizes = heights * widths * channels
     offsets = np.cumsum(sizes) - sizes
-    unreadable = {int(row): message for row, message in facts["unreadable"].items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
         pixels = torch.from_numpy(mapped)
@@ -182,14 +197,7 @@ def _check(
             ):
                 if value != expected:
                     first = number * CHUNK
-                    raise _damaged(
+                    raise CacheDamaged(
                         place, f"images {first} to {first + CHUNK - 1} are not as written"
                     )
                 bar.update(int(length))
-
-
-def _damaged(place: Path, what: str) -> CacheDamaged:
-    return CacheDamaged(
-        f"the cache {place} is damaged: {what}. Remove that folder and rerun to build it anew; "
-        "if it happens again, look at the disk"
-    )

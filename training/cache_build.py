@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from openset.preprocessing import Preprocessing, UnreadableImage
+from training.durable import replacing
 from training.files import HOW_TO_GO_ON
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,16 @@ DATA, INDEX, FACTS = "images.u8", "index.npz", "cache.json"
 
 _JOURNAL = "journal.jsonl"
 _SAMPLE = 64  # images that tell how much room and time all will take
+
+
+class CacheDamaged(ValueError):
+    """A cache does not hold what it was built with."""
+
+    def __init__(self, place: Path, what: str) -> None:
+        super().__init__(
+            f"the cache {place} is damaged: {what}. Remove that folder and rerun to build it anew; "
+            "if it happens again, look at the disk"
+        )
 
 
 class _Chunk(NamedTuple):
@@ -76,12 +87,13 @@ def build(
 
     Raises:
         UnreadableImage: a file is broken and ``on_unreadable`` is "fail".
+        CacheDamaged: the journal of an earlier start is not as it was written.
         OSError: the disk cannot hold the cache.
     """
     partial, journal = place / (DATA + ".partial"), place / _JOURNAL
     if (place / DATA).is_file():  # killed between the last two steps of a build
         os.replace(place / DATA, partial)
-    done = _journaled(journal, partial)
+    done = _journaled(journal, partial, preprocessing.channels)
     first = min(len(done) * CHUNK, len(paths))
     written = sum(entry["bytes"] for entry in done)
     cores = len(os.sched_getaffinity(0))
@@ -144,7 +156,7 @@ def _in_order(
             future.cancel()
 
 
-def _journaled(journal: Path, partial: Path) -> list[dict[str, Any]]:
+def _journaled(journal: Path, partial: Path, channels: int) -> list[dict[str, Any]]:
     """Chunks whose bytes and journal line were both written in full."""
     entries: list[dict[str, Any]] = []
     lines = journal.read_bytes().splitlines(keepends=True) if journal.is_file() else []
@@ -152,7 +164,16 @@ def _journaled(journal: Path, partial: Path) -> list[dict[str, Any]]:
     for line in lines:
         if not line.endswith(b"\n"):
             break
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+            held = sum(height * width for height, width in entry["sizes"]) * channels
+            is_whole = entry["bytes"] == held and entry.keys() >= {"crc32", "unreadable"}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            is_whole = False
+        if not is_whole:
+            raise CacheDamaged(
+                journal.parent, f"line {len(entries) + 1} of {journal.name} is not as written"
+            )
         end += entry["bytes"]
         if end > size:
             break
@@ -204,8 +225,7 @@ def _spoken(size: int) -> str:
 
 def _finish(place: Path, entries: list[dict[str, Any]], identity: dict[str, Any]) -> None:
     sizes = np.array([size for entry in entries for size in entry["sizes"]], dtype=np.int64)
-    partial_index = place / (INDEX + ".partial")
-    with partial_index.open("wb") as stream:
+    with replacing(place / INDEX) as stream:
         np.savez(
             stream,
             heights=sizes[:, 0],
@@ -213,7 +233,6 @@ def _finish(place: Path, entries: list[dict[str, Any]], identity: dict[str, Any]
             crc32=np.array([entry["crc32"] for entry in entries], dtype=np.int64),
             bytes=np.array([entry["bytes"] for entry in entries], dtype=np.int64),
         )
-    os.replace(partial_index, place / INDEX)
     os.replace(place / (DATA + ".partial"), place / DATA)
     facts = {
         "identity": identity,
@@ -225,7 +244,6 @@ def _finish(place: Path, entries: list[dict[str, Any]], identity: dict[str, Any]
             for image, message in entry["unreadable"].items()
         },
     }
-    partial = place / (FACTS + ".partial")
-    partial.write_text(json.dumps(facts, indent=2) + "\n")
-    os.replace(partial, place / FACTS)
+    with replacing(place / FACTS) as stream:
+        stream.write(json.dumps(facts, indent=2).encode() + b"\n")
     (place / _JOURNAL).unlink()

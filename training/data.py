@@ -87,7 +87,8 @@ class Split:
             Photographs(self.images, preprocessing), chunks, workers, self.images.on_unreadable
         )
         for images, indices in loader:
-            yield images, torch.from_numpy(self.labels[indices]), indices
+            if len(indices):
+                yield images, torch.from_numpy(self.labels[indices]), indices
 
 
 @dataclass(frozen=True, eq=False)

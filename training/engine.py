@@ -6,11 +6,9 @@ import hashlib
 import json
 import logging
 import math
-import os
-import pickle
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,18 +21,17 @@ from tqdm import tqdm
 from openset.labels import is_known, is_negative
 from training import parallel
 from training.batches import ALONE, Share, training_loader
-from training.data import ProtocolData, Split, on_device, split_validation
+from training.checkpoints import BEST, LAST, read_checkpoint, write_checkpoint
+from training.data import ProtocolData, on_device, split_validation
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
 from training.optimization import AveragedWeights, build_optimizer, learning_rate_factor
 from training.precision import fast_convolutions
 from training.pretrained import is_weights_file, load_backbone
+from training.run_folder import check_folder, locked_run
 from training.runs import (
-    BEST,
     CONFIG,
     HISTORY,
-    HOW_NOT_WHAT,
-    LAST,
     Run,
     TrainConfig,
     write_atomically,
@@ -100,7 +97,7 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.folder, self.share = config, data, folder, share
         self.is_writer = share.rank == 0
-        self.fingerprint = _fingerprint(data.train)
+        self.fingerprint = _fingerprint(data)
         self.show_progress = show_progress and self.is_writer
         self.device = device or torch.device(config.device)
         if share.count > config.training.batch_size:
@@ -208,7 +205,7 @@ class Trainer:
             "random": torch.get_rng_state(),
             "num_classes": len(self.data.class_ids),
             "class_ids": list(self.data.class_ids),
-            "data_sha256": self.fingerprint,
+            "images_sha256": self.fingerprint,
             "head_scale": getattr(head, "scale", None),
         }
 
@@ -224,45 +221,42 @@ class Trainer:
         if not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
             raise self._diverged("the weights hold a value that is not finite")
         target = self.folder / name
-        partial = target.with_name(name + ".partial")
         try:
-            with partial.open("wb") as stream:
-                torch.save(self.state(), stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, target)
+            write_checkpoint(target, self.state())
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             raise OSError(
                 f"cannot write {target} ({error}); earlier checkpoints are intact, free space and rerun"
             ) from error
 
-    def open_folder(self) -> None:
-        """Create the run's folder, or continue the run that lies there.
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """While entered no other process trains in the run's folder; a run that lies there is continued.
 
         Raises:
+            RunInUse: one does.
             ValueError: the folder holds another run, or a checkpoint that does not fit.
         """
-        if self.is_writer:
-            prepare_folder(self.folder, self.config)
-        if not self.resume():
-            return
-        if self.is_writer:
-            # More epochs, or data that moved.
-            write_atomically(self.folder / CONFIG, self.config.to_json())
-        logger.info(
-            "continuing %s at epoch %d, step %d",
-            self.folder, self.progress.epoch + 1, self.progress.step,
-        )  # fmt: skip
+        with locked_run(self.folder) if self.is_writer else nullcontext():
+            if self.is_writer:
+                check_folder(self.folder, self.config)
+            if self.resume():
+                logger.info(
+                    "continuing %s at epoch %d, step %d",
+                    self.folder, self.progress.epoch + 1, self.progress.step,
+                )  # fmt: skip
+            if self.is_writer:
+                # Also of a run that was begun before: epochs, scores and where the data lie may have changed.
+                write_atomically(self.folder / CONFIG, self.config.to_json())
+            yield
 
     def resume(self) -> bool:
         """Continue from ``last.pt`` if it is there; True if so. Several processes all get the first one's state.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of other classes.
+            ValueError: the checkpoint is damaged, or of other classes or images.
         """
         file = self.folder / LAST
-        state = self._stored(file) if self.is_writer and file.is_file() else None
+        state = read_checkpoint(file) if self.is_writer and file.is_file() else None
         state = parallel.from_writer(state, self.share)
         if state is None:
             return False
@@ -272,9 +266,9 @@ class Trainer:
                 f"({len(self.data.class_ids)}); use another NAME= or the former data"
             )
         # Checkpoints of earlier releases do not know their data.
-        if state.get("data_sha256", self.fingerprint) != self.fingerprint:
+        if state.get("images_sha256", self.fingerprint) != self.fingerprint:
             raise ValueError(
-                f"{file} was trained on other images than {self.config.data or 'the data'} now holds; "
+                f"{file} was trained or validated on other images than {self.config.data or 'the data'} now holds; "
                 "use another NAME= or the former data"
             )
         self.model.load_state_dict(state["model"])
@@ -287,17 +281,6 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["random"])
         return True
-
-    @staticmethod
-    def _stored(file: Path) -> dict[str, Any]:
-        try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{file} cannot be read ({error}); it was damaged after it was written. Put {file.with_name(BEST)} in "
-                "its place to go on from the best epoch, or remove it to start anew"
-            ) from error
-        return state
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -356,8 +339,10 @@ class Trainer:
         )
         with bar:
             for images, labels in self._batches():
-                loss = self._step(images, labels)
-                loss_sum += loss.detach().double() * len(labels)
+                if len(labels):
+                    loss = self._step(images, labels)
+                    loss_sum += loss.detach().double() * len(labels)
+                # Also of files that could not be read: a resumed run skips so many batches.
                 progress.step += 1
                 progress.sample_count += len(labels)
                 bar.update()
@@ -395,7 +380,7 @@ class Trainer:
         progress = self.progress
         progress.loss_sum = float(loss_sum)
         self._check_finite(progress.loss_sum)
-        mean = progress.loss_sum / progress.sample_count
+        mean = progress.loss_sum / max(progress.sample_count, 1)
         if writer is not None:
             step = progress.epoch * self.steps_per_epoch + progress.step
             writer.add_scalar("train/loss", mean, step)
@@ -485,52 +470,18 @@ class Trainer:
         )
 
 
-def _fingerprint(split: Split) -> str:
-    """Digest of what is trained on: which samples, of which classes, in which order; not where they lie."""
-    digest = hashlib.sha256()
-    for values in (split.sample_ids, split.groups):
-        digest.update("\n".join(values.tolist()).encode())
-    if isinstance(split.images, Tensor):
-        digest.update(split.images[:: max(1, len(split) // 1000)].cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _fingerprint(data: ProtocolData) -> str:
+    """Digest of what is trained and validated on: which samples, of which classes, in which order; not where they lie.
 
-
-def prepare_folder(folder: Path, config: TrainConfig) -> bool:
-    """Create the run's folder, or check that the one there belongs to the same run; True if it is to be resumed.
-
-    Raises:
-        ValueError: the folder holds a run with another configuration, or one that is trained further.
+    Of characters every pixel counts, of photographs the names alone: to read them all again would take as long as an epoch.
     """
-    file = folder / CONFIG
-    if file.is_file():
-        former = TrainConfig.from_json(file.read_text())
-        now, then = json.loads(config.to_json()), json.loads(former.to_json())
-        changed = sorted(
-            key
-            for key in now
-            if now[key] != then[key] and key not in (*HOW_NOT_WHAT, "epochs", "scores")
-        )
-        if config.views_from_cache != former.views_from_cache:
-            changed.append("cache (it changes the views of this augmentation)")
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run with another configuration (different: {', '.join(changed)}); "
-                "give this one another NAME= or remove that folder"
-            )
-        if config.epochs != former.epochs and config.training.schedule != "constant":
-            raise ValueError(
-                f"{folder} was started with epochs={former.epochs}; its {config.training.schedule} schedule depends on "
-                f"that number, so it cannot go on with {config.epochs}. Give this run another NAME="
-            )
-        if config.epochs < former.epochs:
-            raise ValueError(
-                f"{folder} was started with epochs={former.epochs}, more than the {config.epochs} now asked for; "
-                "give this run another NAME="
-            )
-        return True
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, config.to_json())
-    return False
+    digest = hashlib.sha256()
+    for split in (data.train, data.validation):
+        for values in (split.sample_ids, split.groups):
+            digest.update("\n".join(values.tolist()).encode() + b"\0")
+        if isinstance(split.images, Tensor):
+            digest.update(split.images.contiguous().cpu().numpy())
+    return digest.hexdigest()
 
 
 @contextmanager

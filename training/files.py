@@ -92,7 +92,9 @@ def _collate(
 def file_loader(
     dataset: Photographs, chunks: list[NDArray[np.int64]], workers: int, on_unreadable: str
 ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-    """Batches of decoded images, uint8 (n, channels, H, W), and the samples they are of, (n,).
+    """One batch for each chunk: decoded images, uint8 (n, channels, H, W), and the samples they are of, (n,).
+
+    A chunk of which no file could be read gives an empty batch.
 
     Raises:
         UnreadableImage: a file is broken and ``on_unreadable`` is "fail".
@@ -111,7 +113,6 @@ def file_loader(
         for message in unreadable:
             skipped[message] += 1
             logger.warning("left out: %s", message)
-        if len(indices):
-            yield images, indices
+        yield images, indices
     if skipped:
         logger.warning("%d unreadable images were left out of %d", skipped.total(), len(dataset))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,8 +18,10 @@ from openset.heads import Head
 from openset.model_card import DEFAULT_SCORES, ModelCard
 from openset.networks import build_network
 from openset.scores import DEFAULT_SCORE
+from training.checkpoints import BEST, LAST, read_checkpoint
 from training.choices import IMAGE_CACHE
 from training.data import ProtocolData, load_protocol
+from training.durable import replacing
 from training.losses import LOSSES, build_loss, protocol_defaults
 from training.options import refuse_unknown
 from training.precision import resolve_precision
@@ -30,8 +31,6 @@ from training.protocols import get_protocol
 from training.recommendations import RECOMMENDED, recommendation
 
 CONFIG = "config.json"
-LAST = "last.pt"
-BEST = "best.pt"
 HISTORY = "history.json"
 
 # Mean and standard deviation of pixels in [0, 1]: the ImageNet training set's, and round numbers for characters.
@@ -365,11 +364,13 @@ class Run:
         return file
 
     def load_checkpoint(self, which: str = "last") -> dict[str, Any]:
-        """The stored state, on the CPU."""
-        state: dict[str, Any] = torch.load(
-            self._checkpoint(which), map_location="cpu", weights_only=True
-        )
-        return state
+        """The stored state, on the CPU.
+
+        Raises:
+            FileNotFoundError: the run has no such checkpoint.
+            ValueError: it is damaged.
+        """
+        return read_checkpoint(self._checkpoint(which))
 
     def checkpoint_digest(self, which: str = "last") -> str:
         """SHA-256 of a checkpoint's file: an export names what it took."""
@@ -486,6 +487,5 @@ def require_same_classes(class_ids: Sequence[str], data: ProtocolData, *, what: 
 
 def write_atomically(file: Path, content: str) -> None:
     """Replace a text file in one step."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(content)
-    os.replace(partial, file)
+    with replacing(file) as stream:
+        stream.write(content.encode())

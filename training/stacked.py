@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from training.interrupt import DeferredInterrupt
 from training.losses.scales import ADACOS_DYNAMIC
 from training.precision import fast_convolutions
 from training.protocols import get_protocol
+from training.run_folder import check_folder
 from training.runs import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -248,6 +249,7 @@ def train_stack(
 
     Raises:
         ValueError: runs that cannot be trained together, or a folder that holds another run.
+        OSError: a run cannot be saved; at an interrupt all others are.
         KeyboardInterrupt: after every run was saved between two steps.
     """
     names = [config.name for config in configs]
@@ -258,6 +260,8 @@ def train_stack(
         )
     if len(set(names)) != len(names):
         raise ValueError(f"runs need names of their own, got {', '.join(names)}")
+    for config in configs:
+        check_folder(runs / config.name, config)
     device = torch.device(configs[0].device)
     if data is None:
         data = configs[0].load_data(("train", "validation"))
@@ -268,8 +272,15 @@ def train_stack(
     trainers = [
         StackedTrainer(config, data, runs / config.name, graphs=graphs) for config in configs
     ]
-    for trainer in trainers:
-        trainer.open_folder()
+    with ExitStack() as folders:
+        for trainer in trainers:
+            folders.enter_context(trainer.opened())
+        return _train_together(trainers, device, show_progress)
+
+
+def _train_together(
+    trainers: list[StackedTrainer], device: torch.device, show_progress: bool
+) -> dict[str, Exception]:
     diverged: dict[str, Exception] = {}
     running = {trainer: trainer.steps() for trainer in trainers}
     total = sum(trainer.steps_left for trainer in trainers)
@@ -296,6 +307,12 @@ def train_stack(
 
 
 def _keep_all(running: _Running) -> None:
+    """Save every run.
+
+    Raises:
+        OSError: some cannot be saved; all others are.
+    """
+    failed: list[str] = []
     for trainer in running:
         try:
             with trainer.on_stream():
@@ -304,6 +321,10 @@ def _keep_all(running: _Running) -> None:
             logger.error(
                 "%s", error
             )  # it goes on from its last sound checkpoint, and diverges again
+        except OSError as error:
+            failed.append(str(error))
+    if failed:
+        raise OSError("; ".join(failed))
 
 
 def _wait_for(device: torch.device) -> None:

@@ -47,10 +47,13 @@ def train(
         ValueError: the folder holds another run, or data or options do not fit.
     """
     from training.engine import Trainer
-    from training.parallel import process_group
+    from training.parallel import is_writer, process_group
+    from training.run_folder import check_folder
     from training.runs import Run
 
     folder = runs / config.name
+    if is_writer():
+        check_folder(folder, config)  # before hours of decoding for a run that is refused
     # Before the processes of a run join: the cache may take long to build, and nobody must wait for it with a deadline.
     if data is None:
         data = config.load_data(("train", "validation"), decoded=True)
@@ -60,8 +63,8 @@ def train(
         trainer = Trainer(
             config, data, folder, show_progress=show_progress, device=device, share=share
         )
-        trainer.open_folder()
-        trainer.run()
+        with trainer.opened():
+            trainer.run()
     return Run(folder)
 
 

@@ -122,6 +122,9 @@ def measure(plan: Plan) -> list[Row]:
     data = _enough(loaded, images)
     trainer = Trainer(config, data, plan.folder / "run", show_progress=False)
     trainer.model.train()
+    on_gpu = plan.device == "cuda"
+    # Before the synthetic batch and the plain loop, which would be counted too, lie on the device.
+    peak = _peak_memory(trainer, plan.steps) if on_gpu else 0.0
     size = (plan.batch_size, 3, plan.image_size, plan.image_size)
     synthetic = (
         torch.randint(0, 256, size, dtype=torch.uint8, device=trainer.device),
@@ -136,8 +139,6 @@ def measure(plan: Plan) -> list[Row]:
         ),
         batch_size=plan.batch_size, workers=len(os.sched_getaffinity(0)), device=plan.device,
     )  # fmt: skip
-    if plan.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     seconds = seconds_side_by_side(
         {
             "cached": _steps(trainer, _Batches(trainer), plan.steps),
@@ -153,7 +154,6 @@ def measure(plan: Plan) -> list[Row]:
         + (", repeated" if len(loaded.train) < images else "")
     )
     feeding, whole = rate["cached"] / rate["resident"], rate["cached"] / rate["plain"]
-    on_gpu = plan.device == "cuda"
     rows = [
         Row(f"{what}: from the cache", rate["cached"], "images/s",
             f"the same step on one synthetic resident batch: {rate['resident']:.4g}", feeding, ">= 0.95", feeding >= 0.95),
@@ -163,12 +163,19 @@ def measure(plan: Plan) -> list[Row]:
         Row(f"{what}: opening the cache", built, "s", "", note="decoding included unless it was there"),
     ]  # fmt: skip
     if on_gpu:
-        rows += _gpu_rows(plan, trainer, what, rate["cached"])
+        rows += _gpu_rows(plan, trainer, what, rate["cached"], peak)
     return rows
 
 
-def _gpu_rows(plan: Plan, trainer: Trainer, what: str, rate: float) -> list[Row]:
-    peak = torch.cuda.max_memory_allocated() / 1e9
+def _peak_memory(trainer: Trainer, count: int) -> float:
+    """What the device's memory holds at most in so many steps from the cache, the cache included, GB."""
+    torch.cuda.reset_peak_memory_stats()
+    _steps(trainer, _Batches(trainer), count)()
+    wait_for_gpu()
+    return torch.cuda.max_memory_allocated() / 1e9
+
+
+def _gpu_rows(plan: Plan, trainer: Trainer, what: str, rate: float, peak: float) -> list[Row]:
     batches = _Batches(trainer)
     next(batches)
     wait_for_gpu()

@@ -178,5 +178,5 @@ def _epoch_side_by_side(trainers: list[StackedTrainer]) -> None:
 def missing_grid() -> Row:
     """Several small models side by side, where there is no GPU."""
     return Row(
-        _GRID, None, "x", _GRID_BASELINE, aim=f">= {_GRID_AIM}", command=f"{_COMMAND} --device cuda",
+        _GRID, None, "x", _GRID_BASELINE, aim=f">= {_GRID_AIM}", command=f"{_COMMAND} --device cuda --emnist $DATA",
     )  # fmt: skip

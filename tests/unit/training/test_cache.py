@@ -25,11 +25,14 @@ import training.cache_build as cache_build
 import training.decoded as decoded_module
 from openset.preprocessing import Preprocessing, UnreadableImage
 from training.augmentation import resample
-from training.batches import Share, training_loader
-from training.cache import CacheDamaged, open_cache
+from training.batches import Share, epoch_order, training_loader
+from training.cache import open_cache
+from training.cache_build import CacheDamaged
 from training.data import ProtocolData, Split, load_protocol
 from training.decoded import CachedImages, DecodedImages, residence
+from training.engine import Trainer
 from training.protocols import get_protocol
+from training.runs import make_config
 
 ROOT = Path(__file__).parents[3]
 FORM = Preprocessing(mode="RGB", image_size=28, resize=32)
@@ -335,6 +338,66 @@ def test_one_changed_byte_is_refused(files: list[str], tmp_path: Path, name: str
         opened(files, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[]", b"null", b"\xff\xfe\x00garbage", b'{"identity": {}, "bytes": 1, "index_sha256": "", "unreadable": []}'],
+)  # fmt: skip
+def test_facts_that_cannot_be_read_are_refused(
+    files: list[str], tmp_path: Path, content: bytes
+) -> None:
+    opened(files, tmp_path)
+    (place_of(tmp_path) / "cache.json").write_bytes(content)
+    with pytest.raises(
+        CacheDamaged, match=r"cache\.json cannot be read.*Remove that folder and rerun"
+    ):
+        opened(files, tmp_path)
+
+
+def test_facts_cut_short_or_with_another_unreadable_file_are_refused(
+    files: list[str], tmp_path: Path
+) -> None:
+    opened(files, tmp_path)
+    file = place_of(tmp_path) / "cache.json"
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    with pytest.raises(CacheDamaged, match=r"cache\.json cannot be read"):
+        opened(files, tmp_path)
+    file.write_text(json.dumps(json.loads(whole) | {"unreadable": {"3": "no picture"}}))
+    with pytest.raises(CacheDamaged, match="other unreadable files"):
+        opened(files, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe garbage", b"{}", b"[]", b"7", b'{"bytes": 3, "crc32": 0, "sizes": [[1, 2]], "unreadable": {}}',
+     b'{"bytes": 3, "sizes": [[1, 1]], "unreadable": {}}', b'{"bytes": 3, "crc32": 0, "sizes": 5, "unreadable": {}}'],
+)  # fmt: skip
+def test_journal_that_cannot_be_read_is_refused(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    finish = cache_build._finish
+    monkeypatch.setattr(cache_build, "_finish", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        opened(files, tmp_path)
+    monkeypatch.setattr(cache_build, "_finish", finish)
+    journal = place_of(tmp_path) / "journal.jsonl"
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([lines[0], line, *lines[2:]]) + b"\n")
+    with pytest.raises(
+        CacheDamaged, match=r"line 2 of journal\.jsonl.*Remove that folder and rerun"
+    ):
+        opened(files, tmp_path)
+
+
+def test_files_of_which_none_can_be_read_are_refused_by_name(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.jpeg" for number in range(3)]
+    for path in paths:
+        path.write_bytes(b"no picture")
+    for _ in range(2):  # also where the cache is there already
+        with pytest.raises(UnreadableImage, match=r"none of the 3 files.*0\.jpeg"):
+            opened([str(path) for path in paths], tmp_path / "caches", on_unreadable="skip")
+
+
 def test_first_process_of_a_machine_checks_the_bytes_for_all(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +409,31 @@ def test_first_process_of_a_machine_checks_the_bytes_for_all(
         monkeypatch.setenv("LOCAL_RANK", rank)
         opened(files, tmp_path)
         assert len(checked) == count
+
+
+def test_first_process_of_a_machine_builds_and_announces_while_others_wait(
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others log errors alone: what they announced nobody would see."""
+    waits: list[float] = []
+
+    def first_process_builds(seconds: float) -> None:
+        waits.append(seconds)
+        assert "cache of 20 images" not in caplog.text
+        with monkeypatch.context() as first:
+            first.setenv("LOCAL_RANK", "0")
+            opened(files, tmp_path)
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(cache.time, "sleep", first_process_builds)
+    with caplog.at_level(logging.INFO):
+        decoded = opened(files, tmp_path)
+    assert len(waits) == 1
+    assert len(decoded) == len(files)
+    assert caplog.text.count("cache of 20 images") == 1
 
 
 def test_processes_that_need_not_check_open_the_cache_at_the_same_time(
@@ -407,3 +495,41 @@ def test_unreadable_file_is_fatal_or_left_out_by_name(
     data = load_tree(tmp_path / "tree", tmp_path / "caches")
     with pytest.raises(UnreadableImage, match=broken.name):
         list(data.test.batches(4, FORM))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_resume_counts_a_batch_of_which_no_file_can_be_read(
+    tree: Path, tmp_path: Path, cached: bool
+) -> None:
+    shutil.copytree(tree, tmp_path / "tree")
+    options = {"data": tmp_path / "tree", "cache": tmp_path / "caches" if cached else None}
+
+    def trainer() -> Trainer:
+        config = make_config(
+            "p2", "cos_os", epochs=1, device="cpu", **options,
+            options={"allow_missing_classes": True, "on_unreadable": "skip", "image_size": 28, "batch_size": 4},
+        )  # fmt: skip
+        made = Trainer(
+            config, config.load_data(("train", "validation"), decoded=True), tmp_path / "run", show_progress=False
+        )  # fmt: skip
+        made._step = lambda images, labels: seen.append((images, labels)) or torch.zeros(())  # type: ignore
+        return made
+
+    seen: list[Any] = []
+    whole = load_tree(tmp_path / "tree", None).train
+    for index in epoch_order(whole, seed=42, epoch=0)[8:12]:
+        Path(whole.images.paths[index]).write_bytes(b"no picture")
+    uninterrupted = trainer()
+    uninterrupted._train_epoch(None)
+    steps = uninterrupted.steps_per_epoch
+    assert uninterrupted.progress.step == steps
+    assert uninterrupted.progress.sample_count == len(whole) - 4
+    expected, done = seen, 5  # the third of five could not be read
+    assert len(expected) == steps - 1
+    seen = []
+    continued = trainer()
+    continued.progress.step = done
+    continued._train_epoch(None)
+    for left, right in zip(expected[done - 1 :], seen, strict=True):
+        assert torch.equal(left[0], right[0])
+        assert torch.equal(left[1], right[1])

@@ -17,11 +17,14 @@ import torch
 
 import training.engine as engine
 from openset.labels import NEGATIVE
-from training.engine import Trainer, TrainingDiverged, prepare_folder, useless_accuracy
+from tests.factories import begun_run
+from training.engine import Trainer, TrainingDiverged, useless_accuracy
 from training.losses import LOSSES
 from training.precision import fast_convolutions
+from training.run_folder import RunInUse, check_folder, locked_run
 from training.runs import Run, TrainConfig, make_config
-from training.train import parse_option
+from training.stacked import StackedTrainer, train_stack
+from training.train import parse_option, train
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,7 +48,8 @@ def config_for(loss: str = "cos_eos", **changes: Any) -> TrainConfig:
 
 def trainer_for(config: TrainConfig, data: Any, folder: Path) -> Trainer:
     trainer = Trainer(config, data, folder, show_progress=False)
-    prepare_folder(folder, config)
+    check_folder(folder, config)
+    begun_run(folder, config)
     return trainer
 
 
@@ -174,11 +178,29 @@ def test_unsound_weights_are_never_saved(few: Any, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "last.pt").read_bytes() == sound
 
 
-def test_other_images_in_the_same_place_are_refused(few: Any, tmp_path: Path) -> None:
-    trainer_for(config_for(epochs=1), few, tmp_path / "run").run()
-    other = dataclasses.replace(few, train=few.train.subset(np.arange(len(few.train))[::-1].copy()))
+def with_one_pixel_changed(data: Any) -> Any:
+    images = data.train.images.clone()
+    images[17, 0, 3, 5] ^= 1
+    return dataclasses.replace(data, train=dataclasses.replace(data.train, images=images))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_one_pixel_changed,
+        lambda data: dataclasses.replace(
+            data, train=data.train.subset(np.arange(2560)[::-1].copy())
+        ),
+        lambda data: dataclasses.replace(data, validation=data.validation.subset(np.arange(299))),
+    ],
+)
+def test_other_images_in_the_same_place_are_refused(few: Any, tmp_path: Path, change: Any) -> None:
+    # So many that a sample of them would not do.
+    data = dataclasses.replace(few, train=few.train.subset(np.arange(2560) % len(few.train)))
+    trainer_for(config_for(epochs=1), data, tmp_path / "run").save()
+    assert trainer_for(config_for(epochs=1), data, tmp_path / "run").resume()
     with pytest.raises(ValueError, match="other images"):
-        trainer_for(config_for(epochs=1), other, tmp_path / "run").resume()
+        trainer_for(config_for(epochs=1), change(data), tmp_path / "run").resume()
 
 
 def test_unfinished_run_says_so(few: Any, tmp_path: Path) -> None:
@@ -238,10 +260,41 @@ def test_finished_run_stays_as_it_is(few: Any, tmp_path: Path) -> None:
 
 def test_another_configuration_in_the_same_folder_is_refused(few: Any, tmp_path: Path) -> None:
     config = config_for()
-    prepare_folder(tmp_path / "run", config)
+    begun_run(tmp_path / "run", config)
     other = dataclasses.replace(config, loss_options={**config.loss_options, "scale": 20.0})
     with pytest.raises(ValueError, match="loss_options"):
-        prepare_folder(tmp_path / "run", other)
+        check_folder(tmp_path / "run", other)
+
+
+@pytest.mark.parametrize(
+    "start", [train, lambda config, **options: train_stack([config], **options)]
+)
+def test_another_configuration_is_refused_before_any_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Any
+) -> None:
+    begun_run(tmp_path / "run", config_for(name="run"))
+    monkeypatch.setattr(TrainConfig, "load_data", lambda *_, **__: pytest.fail("images were read"))
+    with pytest.raises(ValueError, match=r"another configuration.*data_options"):
+        start(config_for(name="run", options={"size": "small"}), runs=tmp_path)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_configuration_follows_a_run_that_died_before_its_first_checkpoint(
+    few: Any, tmp_path: Path
+) -> None:
+    begun_run(tmp_path, config_for(epochs=1))
+    later = config_for(epochs=2, options={"scores": "energy"})
+    with Trainer(later, few, tmp_path, show_progress=False).opened():
+        assert Run(tmp_path).config == later
+
+
+def test_refused_images_leave_the_configuration_as_it_was(few: Any, tmp_path: Path) -> None:
+    trainer_for(config_for(epochs=1), few, tmp_path).save()
+    other = dataclasses.replace(few, train=few.train.subset(np.arange(len(few.train))[::-1].copy()))
+    later = Trainer(config_for(epochs=2), other, tmp_path, show_progress=False)
+    with pytest.raises(ValueError, match="other images"), later.opened():
+        pass
+    assert Run(tmp_path).config.epochs == 1
 
 
 def test_non_finite_loss_stops_with_advice_and_keeps_the_sound_checkpoint(
@@ -314,10 +367,76 @@ def test_full_disk_leaves_the_former_checkpoint(few: Any, tmp_path: Path) -> Non
 
 def test_damaged_checkpoint_is_refused_and_names_the_way_out(few: Any, tmp_path: Path) -> None:
     trainer = trainer_for(config_for(), few, tmp_path / "run")
-    trainer.save()
-    os.truncate(tmp_path / "run" / "last.pt", 5000)
-    with pytest.raises(ValueError, match=r"cannot be read.*best\.pt"):
+    for name in ("last.pt", "best.pt"):
+        trainer.save(name)
+        file = tmp_path / "run" / name
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1  # of a weight
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"last\.pt cannot be read.*put .*best\.pt"):
         trainer.resume()
+    for which, way_out in (("last", r"put .*best\.pt"), ("best", "take the last epoch")):
+        with pytest.raises(ValueError, match=rf"{which}\.pt cannot be read.*{way_out}"):
+            Run(tmp_path / "run").load_model(which)
+
+
+def test_second_process_of_a_run_is_refused_and_touches_nothing(few: Any, tmp_path: Path) -> None:
+    config = config_for(epochs=1, name="run")
+    first = Trainer(config, few, tmp_path / "run", show_progress=False)
+    with first.opened():
+        first.save()
+        before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
+        with pytest.raises(
+            RunInUse, match=r"another process is training .*run; wait for it.*--name"
+        ):
+            train(config, runs=tmp_path, data=few, show_progress=False)
+        with pytest.raises(RunInUse):
+            train_stack([config], runs=tmp_path, data=few, show_progress=False)
+        assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
+    # Free again, also for a stack, which holds it to its end.
+    steps = StackedTrainer._next_step
+
+    def step_beside_another(self: StackedTrainer) -> None:
+        with pytest.raises(RunInUse), locked_run(tmp_path / "run"):
+            pass
+        steps(self)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(StackedTrainer, "_next_step", step_beside_another)
+        assert train_stack([config], runs=tmp_path, data=few, show_progress=False) == {}
+    with locked_run(tmp_path / "run"):
+        pass
+
+
+def test_only_the_writer_of_several_processes_locks_the_run(few: Any, tmp_path: Path) -> None:
+    other = Trainer(config_for(epochs=1), few, tmp_path / "run", show_progress=False)
+    other.is_writer = False
+    with locked_run(tmp_path / "run"), other.opened():
+        pass
+
+
+def test_process_that_a_killed_trainer_leaves_behind_does_not_hold_its_run(tmp_path: Path) -> None:
+    """As the processes that load data, which notice a killed parent seconds later."""
+    program = f"""
+import os, signal, time
+from pathlib import Path
+from training.run_folder import locked_run
+with locked_run(Path({str(tmp_path / "run")!r})):
+    child = os.fork()
+    if not child:
+        os.close(1)
+        time.sleep(60)
+    print(child, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    left_behind = int(done.stdout)
+    try:
+        with locked_run(tmp_path / "run"):
+            os.kill(left_behind, 0)  # it lives
+    finally:
+        os.kill(left_behind, signal.SIGKILL)
 
 
 def test_cache_that_changes_the_views_belongs_to_the_run(tmp_path: Path) -> None:
@@ -325,12 +444,12 @@ def test_cache_that_changes_the_views_belongs_to_the_run(tmp_path: Path) -> None
         return make_config("p1", "cos_os", preset=preset, device="cpu", cache=cache, name="run")
 
     for preset, refused in (("thesis", False), ("modern", True)):
-        prepare_folder(tmp_path / preset, photographs(preset, None))
+        begun_run(tmp_path / preset, photographs(preset, None))
         if refused:
             with pytest.raises(ValueError, match="cache"):
-                prepare_folder(tmp_path / preset, photographs(preset, "folder"))
+                check_folder(tmp_path / preset, photographs(preset, "folder"))
         else:
-            assert prepare_folder(tmp_path / preset, photographs(preset, "folder"))
+            check_folder(tmp_path / preset, photographs(preset, "folder"))
     names = {
         dataclasses.replace(photographs("modern", cache)).default_name()
         for cache in (None, "one", "two")

@@ -17,14 +17,14 @@ from openset.artifact import CALIBRATION, load_artifact, read_card
 from openset.calibration import NotCertifiable, load_score_sets
 from openset.labels import NEGATIVE, UNKNOWN
 from serving.freshness import why_artifact_is_stale
-from tests.factories import character_data
+from tests.factories import begun_run, character_data
 from training import artifact_export, path_calibration
 from training import calibrate as calibrate_module
 from training import evaluate as evaluate_module
 from training import export as export_module
 from training.artifact_export import export
 from training.data import split_validation
-from training.engine import Trainer, prepare_folder
+from training.engine import Trainer
 from training.evaluation import evaluate
 from training.path_calibration import calibrate
 from training.runs import Run, make_config
@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(Run, "protocol_data", lambda self, parts=(): DATA)
     config = make_config("glyphs", "cos_eos", epochs=3, device="cpu", name="small")
     folder = tmp_path / "small"
-    prepare_folder(folder, config)
+    begun_run(folder, config)
     trainer = Trainer(config, DATA, folder, show_progress=False)
     trainer.progress.epoch = 3
     trainer.save("last.pt")

@@ -258,8 +258,8 @@ def untrained(tree: Path, loss: str, runs: Path) -> Run:
     """A run with random weights: what is there and what is refused does not depend on them."""
     config = config_for(tree, loss)
     trainer = Trainer(config, config.load_data(), runs / config.name, show_progress=False)
-    trainer.open_folder()
-    trainer.save()
+    with trainer.opened():
+        trainer.save()
     return Run(trainer.folder)
 
 

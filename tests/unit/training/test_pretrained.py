@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openset.networks import build_network
-from training.engine import prepare_folder
+from tests.factories import begun_run
 from training.pretrained import is_weights_file, load_backbone
 from training.runs import TrainConfig, make_config
 from training.train import main
@@ -135,7 +135,7 @@ def test_run_that_goes_on_from_a_pretrained_one_tells_too(tmp_path: Path) -> Non
         return make_config("folders", "softmax", device="cpu", options={"initial_weights": source})
 
     first, folder = config_from("elsewhere/resnet50.pth"), tmp_path / "first"
-    prepare_folder(folder, first)
+    begun_run(folder, first)
     [note] = config_from(str(folder)).pretraining_notes
     assert note == first.pretraining_notes[0]
     assert "resnet50.pth" in note

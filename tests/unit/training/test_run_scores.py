@@ -13,13 +13,13 @@ from openset.artifact import CALIBRATION, load_artifact, read_card
 from openset.calibration import load_score_sets
 from openset.fitted_scores import ALL_SCORES, FITTED_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
-from tests.factories import DIGITS, character_data
+from tests.factories import DIGITS, begun_run, character_data
 from training import evaluate as evaluate_module
 from training import export as export_module
 from training import score_fitting
 from training.artifact_export import export
 from training.data import ProtocolData
-from training.engine import Trainer, prepare_folder
+from training.engine import Trainer
 from training.evaluation import evaluate
 from training.runs import Run, make_config
 from training.scoring import score_split
@@ -46,7 +46,7 @@ DATA = character_data(
 
 def run_of(tmp_path: Path, **options: Any) -> Run:
     config = make_config("glyphs", "cos_eos", epochs=1, device="cpu", name="small", options=options)
-    prepare_folder(tmp_path / "small", config)
+    begun_run(tmp_path / "small", config)
     Trainer(config, DATA, tmp_path / "small", show_progress=False).save("last.pt")
     return Run(tmp_path / "small")
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from openset.labels import NEGATIVE
+from tests.factories import begun_run
 from training.data import load_protocol
-from training.engine import Trainer, prepare_folder
+from training.engine import Trainer
 from training.losses import build_loss
 from training.losses.margins import AngularMargin, CosineMargin
 from training.losses.scales import magnitude_weight_above_bound, resolve_scale, scale_bound
@@ -148,7 +149,7 @@ def test_dynamic_scale_survives_the_checkpoint_exactly_and_ends_in_the_head(
             "glyphs", "cos_eos", epochs=epochs, options=options, device="cpu", name=name
         )
         made = Trainer(config, few, tmp_path / name, show_progress=False)
-        prepare_folder(tmp_path / name, config)
+        begun_run(tmp_path / name, config)
         return made
 
     trainer("whole", 2).run()

@@ -152,6 +152,32 @@ def test_interrupt_in_a_step_saves_every_run_after_a_whole_step(
     assert_same_runs(alone, tmp_path)
 
 
+def test_interrupt_saves_every_run_that_can_be_saved_and_names_those_that_cannot(
+    few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, steps = StackedTrainer.save, StackedTrainer._next_step
+    full = {CONFIGS[0].name, CONFIGS[2].name}
+
+    def saved(self: StackedTrainer, *name: str) -> None:
+        if self.config.name in full:
+            raise OSError(f"no room for {self.config.name}")
+        save(self, *name)
+
+    def interrupted(self: StackedTrainer) -> None:
+        if self.config.name == CONFIGS[1].name and self.progress.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        steps(self)
+
+    monkeypatch.setattr(StackedTrainer, "save", saved)
+    monkeypatch.setattr(StackedTrainer, "_next_step", interrupted)
+    with pytest.raises(
+        OSError, match=rf"no room for {CONFIGS[0].name}; no room for {CONFIGS[2].name}"
+    ):
+        stack(tmp_path, few)
+    for config in CONFIGS:
+        assert (tmp_path / config.name / "last.pt").is_file() is (config.name not in full)
+
+
 def test_run_that_diverges_is_named_and_does_not_touch_the_others(
     few: Any, alone: Path, tmp_path: Path
 ) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import Preprocessing
-from training.losses import build_loss
+from tests.factories import character_data
+from training.engine import Trainer
+from training.losses import LOSSES, build_loss
 from training.optimization import AveragedWeights, build_optimizer
 from training.presets import PRESETS
+from training.runs import make_config
 from training.step import Normalizer, TrainingStep
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -79,30 +86,130 @@ def test_fused_optimizer_takes_the_plain_step() -> None:
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
 
 
-def test_compiled_step_compiles_network_and_loss_and_changes_nothing(
+class Waited(AssertionError):
+    """The host read a value, or a size that depends on values: on a GPU it would have waited for the device."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        aten, operation = torch.ops.aten, function.overloadpacket
+        waits = operation in (
+            aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero, aten.equal, aten._unique2,
+        )  # fmt: skip
+        if operation in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
+            masks = [index for index in arguments[1] if index is not None]
+            waits = any(index.dtype in (torch.bool, torch.uint8) for index in masks)
+        if waits:
+            raise Waited(str(function))
+        return function(*arguments, **(options or {}))
+
+
+DATA = character_data(train=(0, 1, 2, NEGATIVE), validation=(0, 1, 2), test=(0, UNKNOWN), count=8)
+
+
+def trainer_of(loss: str, folder: Path, preset: str = "thesis", **options: Any) -> Trainer:
+    config = make_config("glyphs", loss, preset=preset, device="cpu", options=options)
+    return Trainer(config, DATA, folder, show_progress=False)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_step_of_any_loss_never_makes_the_host_wait(loss: str, tmp_path: Path) -> None:
+    trainer = trainer_of(loss, tmp_path)
+    images, labels = next(trainer._batches())
+    trainer.criterion.set_epoch(0)
+    with NoWaiting():
+        trainer._step(images, labels)
+
+
+def test_modern_step_never_makes_the_host_wait(tmp_path: Path) -> None:
+    trainer = trainer_of("cos_os", tmp_path, "modern", max_gradient_norm=1.0)
+    assert trainer.averaged is not None
+    images, labels = next(trainer._batches())
+    with NoWaiting():
+        trainer._step(images, labels)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda values: values.sum().item(),
+        lambda values: values[values > 0],
+        lambda values: values.masked_select(values > 0),
+        lambda values: torch.nonzero(values),
+        lambda values: bool((values > 0).any()),
+        lambda values: values.__setitem__(values > 0, torch.zeros(2)),
+    ],
+)
+def test_watch_over_the_host_notices_a_wait(read: Any) -> None:
+    values = torch.tensor([1.0, -1.0, 2.0])
+    with NoWaiting(), pytest.raises(Waited):
+        read(values)
+
+
+def test_bfloat16_step_computes_the_network_alone_in_bfloat16_and_learns_in_float32(
+    tmp_path: Path,
+) -> None:
+    kinds: dict[str, torch.dtype] = {}
+    losses: dict[str, float] = {}
+    moved: dict[str, torch.Tensor] = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = trainer_of("cos_os", tmp_path, precision=precision)
+        network, head = trainer.model["network"], trainer.model["head"]
+        network.register_forward_hook(lambda *_: kinds.update(features=_[2].dtype))
+        head.register_forward_hook(lambda *_: kinds.update(logits=_[2].logits.dtype))
+        before = head.weight.detach().clone()
+        images, labels = next(trainer._batches())
+        losses[precision] = trainer._step(images, labels).item()
+        moved[precision] = head.weight.detach() - before
+        assert {value.dtype for value in trainer.model.parameters()} == {torch.float32}
+    assert kinds == {"features": torch.bfloat16, "logits": torch.float32}
+    # Eight bits of mantissa: close, and not the same.
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bfloat16"] != losses["float32"]
+    torch.testing.assert_close(
+        moved["bfloat16"], moved["float32"], rtol=0.1, atol=float(moved["float32"].abs().max()) / 20
+    )
+
+
+# Dynamo looks at .grad of the features it traces, and torch warns of that.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_step_compiles_network_and_loss_and_learns_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With a compiler that needs no C++: traced forwards and backwards, run by the ordinary kernels."""
     compiled: list[str] = []
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda module, *_, **__: compiled.append(type(module).__name__)
-    )
-    torch.manual_seed(0)
-    model = nn.ModuleDict({"network": nn.Sequential(nn.Flatten(), nn.Linear(16, 5))})
-    model["head"], criterion = build_loss("cos_os", num_classes=3, feature_dim=5, scale=4.0)
+    compile_module = nn.Module.compile
+
+    def traced(module: nn.Module) -> None:
+        compiled.append(type(module).__name__)
+        compile_module(module, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
     form = Preprocessing(mode="L", image_size=4, resize=4)
     images = torch.randint(0, 256, (6, 1, 4, 4), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, -1, -1, 0])
-    losses = [
-        TrainingStep(
+    losses, gradients = [], []
+    for flag in (False, True):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"network": nn.Sequential(nn.Flatten(), nn.Linear(16, 5))})
+        model["head"], criterion = build_loss("cos_os", num_classes=3, feature_dim=5, scale=4.0)
+        step = TrainingStep(
             model,
             criterion,
             Normalizer(form, torch.device("cpu")),
             precision="float32",
             compiled=flag,
-        )(images, labels)
-        for flag in (False, True)
-    ]
+        )
+        loss = step(images, labels)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([parameter.grad for parameter in model.parameters()])
     assert compiled == ["Sequential", "_HeadAndLoss"]
-    expected = criterion(model["head"](model["network"](form.normalize(images))), labels)
-    assert torch.equal(losses[0], expected)
-    assert torch.equal(losses[1], expected)
+    torch.testing.assert_close(losses[0], losses[1])
+    assert len(gradients[0]) == 3
+    for eager, traced_gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(eager, traced_gradient)

@@ -1,0 +1,41 @@
+"""Files that are replaced whole: after a kill or a power cut there is the former one or the new one, never a part."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content takes the file's place at the end, and is on the disk by then.
+
+    An error leaves the file as it was, and nothing beside it.
+    """
+    partial = file.with_name(file.name + ".partial")
+    try:
+        with partial.open("w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(file.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A file's new name is an entry of its folder, which reaches the disk by itself only some time later."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system on which folders cannot be synchronised
+            raise
+    finally:
+        os.close(descriptor)
