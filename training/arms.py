@@ -123,6 +123,9 @@ CANDIDATES: list[Arm] = [
 _OF_CHARACTERS: list[Arm] = [
     Arm("cos_eos, turned", "cos_eos", {"turned_negatives": 0.875}, preset="modern"),
     Arm("cos_eos, thesis, turned", "cos_eos", {"turned_negatives": 0.875}),
+    Arm(
+        "cos_eos, thesis, turned, adacos", "cos_eos", {"turned_negatives": 0.875, "scale": "adacos"}
+    ),
     Arm("arc_eos, thesis, turned", "arc_eos", {"turned_negatives": 0.875}),
     Arm("eos, thesis, turned", "eos", {"turned_negatives": 0.875}),
 ]
