@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -90,6 +92,18 @@ def test_curve_is_monotone_and_ends_at_rate_one() -> None:
     assert (np.diff(curve.ccr) >= 0).all()
     assert curve.fpr[-1] == 1.0
     assert (np.diff(curve.thresholds) < 0).all()
+
+
+def test_memory_of_a_curve_grows_with_the_samples_and_not_their_square() -> None:
+    def peak(count: int) -> int:
+        scores, predictions, labels = random_case(0, count)
+        tracemalloc.start()
+        oscr_curve(scores, predictions, labels, against=NEGATIVE)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    assert peak(80_000) < 5 * peak(20_000)
 
 
 def test_groups_are_never_pooled() -> None:
