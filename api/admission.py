@@ -73,8 +73,10 @@ class Admission:
             Problem: overloaded, with the seconds after which it is worth asking again; or more images at once than even an
                 idle gateway would take.
         """
-        is_stale = not self.taken and self._clock() - self._learnt_at > _BELIEVED_S
-        pace = 0.0 if is_stale else self.seconds_an_answer or 0.0
+        if not self.taken and self._clock() - self._learnt_at > _BELIEVED_S:
+            self._paces.clear()
+            self.seconds_an_answer = None
+        pace = self.seconds_an_answer or 0.0
         fit = min(self._most, max(1, int(self._budget_s / pace + 1e-9))) if pace else self._most
         if images > fit:
             raise Problem(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from openset.labels import UNKNOWN
+from openset.labels import UNKNOWN, is_known
 from training.grid_statistics import (
     Floats,
     ModelScores,
@@ -25,7 +25,7 @@ def ccr_replicates(scored: Scored, score: str, targets: Sequence[float]) -> dict
     """Class-clustered bootstrap of CCR@FPR against unknowns; the same classes are drawn for all models.
 
     Returns:
-        By f"{target:g}", (repeats,) each; and "classes", the number of unknown classes. Empty without unknowns.
+        By f"{target:g}", (repeats,) each; and "classes", of knowns or of unknowns, whichever are fewer. Empty without unknowns.
     """
     unknown = scored.labels == UNKNOWN
     if not unknown.any():
@@ -35,7 +35,8 @@ def ccr_replicates(scored: Scored, score: str, targets: Sequence[float]) -> dict
         sample, score=score, against=UNKNOWN, targets=targets, rule="inclusive"
     )
     found: dict[str, Any] = {f"{target:g}": columns[f"{target:g}"] for target in targets}
-    return found | {"classes": len(np.unique(scored.groups[unknown]))}
+    kinds = (len(np.unique(scored.groups[mask])) for mask in (unknown, is_known(scored.labels)))
+    return found | {"classes": min(kinds)}
 
 
 def baseline_of(arm: str, losses: dict[str, str]) -> str:
@@ -119,4 +120,4 @@ def _over_classes(
     ]
     interval = percentile_interval(np.mean(paired, axis=0))
     classes = min(row[REPLICATES]["classes"] for pair in pairs for row in pair)
-    return None if interval is None else widened(interval, difference, classes)
+    return None if interval is None or classes < 2 else widened(interval, difference, classes)

@@ -69,7 +69,7 @@ def open_cache(
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     place = folder / digest[:16]
     place.mkdir(parents=True, exist_ok=True)
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("LOCAL_RANK", "0")) > 0:
         # torchrun ends the waiting if the first process fails.
         while not (place / FACTS).is_file():
             time.sleep(_PAUSE)

@@ -41,10 +41,14 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the file is damaged.
+        OSError: it cannot be read here and now, which says nothing about it.
+        MemoryError: likewise.
     """
     try:
         _check(file)
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # a damaged zip or pickle raises anything
         way_out = (
             f"put {file.with_name(BEST)} in its place to go on from the best epoch, or remove it to start anew"

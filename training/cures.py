@@ -273,7 +273,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     print_table(rows, title, arguments.score)
     found = differences(rows, score=arguments.score, targets=FPR_TARGETS)
-    print_differences(found, f"{title}: means over seeds, paired differences over unknown classes")
+    print_differences(
+        found, f"{title}: means over seeds, paired differences with intervals over classes"
+    )
     target = arguments.json or arguments.runs / f"{arguments.cure}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {

@@ -35,7 +35,10 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system on which folders cannot be synchronised
+        if error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+        ):  # a file system on which folders cannot be synchronised
             raise
     finally:
         os.close(descriptor)

@@ -147,13 +147,16 @@ class Journal:
 
     def rows(self) -> Iterator[Row]:
         """The newest answer of every file, in the order of their paths."""
+        yield from sorted(self._newest().values(), key=_path_of)
+
+    def _newest(self) -> dict[str, Row]:
         newest: dict[str, Row] = {}
         with self.file.open("rb") as stream:
             next(stream)
             for line in stream:
                 content = orjson.loads(line)
                 newest[content["key"]] = content["row"]
-        yield from sorted(newest.values(), key=_path_of)
+        return newest
 
     def calibrations(self) -> list[int]:
         """Ids of the calibrations that decided; more than one where the threshold was changed on the way."""
@@ -168,11 +171,13 @@ class Journal:
         """Write the result, atomically, and remove the journal; gives the number of rows.
 
         Args:
-            without_answer: rows of files that have none and are not asked about again.
+            without_answer: rows of files that have none, or none about what they are now; each takes the place of an
+                older answer about the same file.
         """
         self.close()
         partial = self.out.with_name(self.out.name + ".partial")
-        rows = sorted([*self.rows(), *without_answer], key=_path_of)
+        found = self._newest() | {_key_of(row["path"]): row for row in without_answer}
+        rows = sorted(found.values(), key=_path_of)
         WRITERS[self.out.suffix](rows, partial)
         os.replace(partial, self.out)
         self.file.unlink()

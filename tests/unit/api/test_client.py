@@ -363,6 +363,15 @@ async def test_finish_writes_what_has_an_answer_and_says_of_the_rest_why_not(
     assert "No such file" in rows[3]["detail"]
 
 
+def test_file_without_an_answer_about_what_it_is_now_has_one_row(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    journal.add(ROW, [1, 2])
+    late = {"path": ROW["path"], "status": 503, "detail": "busy"}
+    assert journal.finish([late, late]) == 1
+    (row,) = csv.DictReader((tmp_path / "r.csv").read_text().splitlines())
+    assert (row["status"], row["label"]) == ("503", "")
+
+
 def test_journal_is_written_by_one_client_at_a_time(tmp_path: Path) -> None:
     first = Journal(tmp_path / "r.csv", IDENTITY)
     with pytest.raises(CannotResume, match="another client is writing"):

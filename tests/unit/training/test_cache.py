@@ -406,6 +406,7 @@ def test_first_process_of_a_machine_checks_the_bytes_for_all(
     original = cache._check
     monkeypatch.setattr(cache, "_check", lambda *a: checked.append(1) or original(*a))
     for rank, count in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("LOCAL_RANK", rank)
         opened(files, tmp_path)
         assert len(checked) == count
@@ -424,9 +425,11 @@ def test_first_process_of_a_machine_builds_and_announces_while_others_wait(
         waits.append(seconds)
         assert "cache of 20 images" not in caplog.text
         with monkeypatch.context() as first:
+            first.setenv("WORLD_SIZE", "2")
             first.setenv("LOCAL_RANK", "0")
             opened(files, tmp_path)
 
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(cache.time, "sleep", first_process_builds)
     with caplog.at_level(logging.INFO):
@@ -440,6 +443,7 @@ def test_processes_that_need_not_check_open_the_cache_at_the_same_time(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened(files, tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     original = cache._open
 
