@@ -34,9 +34,9 @@ async def predict(arguments: argparse.Namespace) -> int:
         patience_s=arguments.patience,
     )
     query = {"top_k": "1"} | ({} if arguments.fpr is None else {"fpr": repr(arguments.fpr)})
-    source = arguments.source if arguments.source == "-" else os.path.abspath(arguments.source)
     identity = {
-        "model_sha256": await gateway.model_sha256(), "fpr": arguments.fpr, "source": text_of(source),
+        "model_sha256": await gateway.model_sha256(), "fpr": arguments.fpr,
+        "source": None if arguments.source == "-" else text_of(os.path.abspath(arguments.source)),
     }  # fmt: skip
     journal = Journal(out, identity)
     total: int | None = None

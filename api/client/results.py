@@ -78,6 +78,12 @@ def _path_of(row: Row) -> str:
     return path
 
 
+def _is_same(begun: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two identities agree; a source that is not known, as that of a stream of paths, agrees with all."""
+    sources = {identity.get("source") for identity in (begun, now)} - {None}
+    return len(sources) < 2 and {**begun, "source": None} == {**now, "source": None}
+
+
 class Journal:
     """Answers so far, one JSON line each, beside the result; a broken last line (a kill) is dropped.
 
@@ -118,7 +124,7 @@ class Journal:
             ) from None
         known = self.file.read_bytes().split(b"\n")
         lines = [orjson.loads(line) for line in known[:-1]]  # the last is empty, or broken
-        if lines and lines[0] != identity:
+        if lines and not _is_same(lines[0], identity):
             raise CannotResume(
                 f"{self.file} was begun with {orjson.dumps(lines[0]).decode()}, now it is "
                 f"{orjson.dumps(identity).decode()}; remove it to begin anew, or name another --out"
