@@ -91,7 +91,7 @@ class Admission:
                 retry_after_s=max(1, math.ceil(images * pace)),
             )
         late_s = self.expected_s(images) - self._budget_s
-        if late_s > 0 and self.taken:  # an idle gateway has refused above what it would not take
+        if late_s > 0 and self.taken:  # of an idle gateway's images the check above has decided
             raise Problem(
                 "overloaded",
                 f"the answer would take {self.expected_s(images):.1f} s, more than is allowed; slow down",

@@ -166,7 +166,7 @@ class OpenSetHandler:
             return self._predict(requests)
         except torch.cuda.OutOfMemoryError:
             pass  # gone on with below: here the error would still hold the tensors that did not fit
-        except Exception:
+        except Exception:  # raised, it would cost TorchServe the whole batch without an answer
             logger.exception("a batch of %d failed", len(requests))
             if self._lost_device():
                 sys.stderr.flush()
@@ -184,7 +184,7 @@ class OpenSetHandler:
             return False
         try:
             torch.cuda.synchronize()
-        except Exception:
+        except Exception:  # whatever the driver says of it
             logger.exception("the CUDA context is broken, this worker ends")
             return True
         return False

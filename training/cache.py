@@ -113,9 +113,8 @@ def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) ->
 @contextmanager
 def _locked(file: Path, *, shared: bool = False) -> Iterator[None]:
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with file.open(
-        "a+"
-    ) as stream:  # network file systems lock what is open for both reading and writing
+    # Network file systems lock what is open for both reading and writing.
+    with file.open("a+") as stream:
         try:
             fcntl.flock(stream, kind | fcntl.LOCK_NB)
         except BlockingIOError:

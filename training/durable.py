@@ -23,7 +23,7 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, file)
-    except BaseException:
+    except BaseException:  # Ctrl-C leaves nothing beside the file either
         partial.unlink(missing_ok=True)
         raise
     _sync_folder(file.parent)

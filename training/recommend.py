@@ -150,7 +150,10 @@ def judge(
                 name: groups["unknown"] for name, groups in figures["ccr_at_fpr"].items()
             },
             "count": {"known": figures["count"]["known"], "hidden": figures["count"]["unknown"]},
-            "classes": len(np.unique(judges.groups[judges.labels == UNKNOWN])),
+            "classes": min(
+                len(np.unique(judges.groups[mask]))
+                for mask in (judges.labels == UNKNOWN, is_known(judges.labels))
+            ),
             REPLICATES: criterion_replicates(scored),
         }
 
