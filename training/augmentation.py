@@ -98,18 +98,24 @@ class TurnedNegatives:
         share: float,
         device: torch.device,
     ) -> None:
-        random = np.random.default_rng([seed, epoch, _TURNS])
-        chosen = is_negative(labels) & (random.random(len(labels)) < share)
-        ways = torch.from_numpy(random.integers(1, 8, len(labels)) * chosen).to(device)
-        self._swapped, self._upside_down, self._mirrored = (
-            ((ways & bit) != 0)[:, None, None, None] for bit in (4, 2, 1)
-        )
+        self._labels, self._seed, self._share = labels, seed, share
+        # One way for each sample: bits for swapped axes, upside down and mirrored.
+        self._ways = torch.zeros(len(labels), dtype=torch.uint8, device=device)
+        self.start_epoch(epoch)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw anew, into the same memory: a recorded step goes on reading there."""
+        random = np.random.default_rng([self._seed, epoch, _TURNS])
+        chosen = is_negative(self._labels) & (random.random(len(self._labels)) < self._share)
+        ways = random.integers(1, 8, len(self._labels)) * chosen
+        self._ways.copy_(torch.from_numpy(ways.astype(np.uint8)))
 
     def __call__(self, images: Tensor, samples: Tensor) -> Tensor:
         """Square images (m, channels, H, H), and which samples they are, (m,) -> the images as they are shown."""
-        images = torch.where(self._swapped[samples], images.transpose(2, 3), images)
-        images = torch.where(self._upside_down[samples], images.flip(2), images)
-        return torch.where(self._mirrored[samples], images.flip(3), images)
+        ways = self._ways.index_select(0, samples)[:, None, None, None]
+        images = torch.where((ways & 4) != 0, images.transpose(2, 3), images)
+        images = torch.where((ways & 2) != 0, images.flip(2), images)
+        return torch.where((ways & 1) != 0, images.flip(3), images)
 
 
 def _random_box(

@@ -36,7 +36,7 @@ from training.runs import (
     TrainConfig,
     write_atomically,
 )
-from training.step import Normalizer, TrainingStep
+from training.step import Normalizer, TrainingStep, uncompiled
 from training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -465,9 +465,15 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         model = self.model if self.averaged is None else self.averaged.module
         parallel.same_buffers(model, self.share)
-        return validate(
-            model, self.validation, self.data.preprocessing, self.device, self.config, self.share
-        )
+        with uncompiled(self.config.compiled):
+            return validate(
+                model,
+                self.validation,
+                self.data.preprocessing,
+                self.device,
+                self.config,
+                self.share,
+            )
 
 
 def _fingerprint(data: ProtocolData) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from training.augmentation import TurnedNegatives
 from training.batches import epoch_order
 from training.choices import RUNS
 from training.data import ProtocolData, on_device
@@ -35,11 +36,15 @@ from training.precision import fast_convolutions
 from training.protocols import get_protocol
 from training.run_folder import check_folder
 from training.runs import TrainConfig
+from training.step import uncompiled
 
 logger = logging.getLogger(__name__)
 
 # Steps that are taken before one is recorded: they choose kernels and make the optimizer's state.
 _WARM_UP = 3
+# Steps of one recording, so that the host is asked for every tenth alone; between two readings of the loss whole ones fit.
+_RECORDED_STEPS = 10
+assert LOG_EVERY % _RECORDED_STEPS == 0
 
 
 def ask_for_queues() -> None:
@@ -50,16 +55,14 @@ def ask_for_queues() -> None:
 def can_share(*configs: TrainConfig) -> bool:
     """Whether runs can be trained side by side: on the same characters and device, with steps that the host stays out of.
 
-    A schedule, averaged weights and AdaCos' dynamic scale need the host at every step; turned negatives are not recorded.
+    A schedule, averaged weights and AdaCos' dynamic scale need the host at every step.
     """
     return len({_shared_part(config) for config in configs}) == 1 and all(
         get_protocol(config.protocol).kind == "characters"
         and config.training.schedule == "constant"
         and not config.training.warmup_epochs
         and not config.training.ema_decay
-        and not config.training.turned_negatives
         and config.loss_options.get("scale") != ADACOS_DYNAMIC
-        and not config.compiled
         for config in configs
     )
 
@@ -93,7 +96,7 @@ class StackedTrainer(Trainer):
         self.labels = torch.from_numpy(part.labels).to(device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._uses_graphs = graphs and self.stream is not None
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by their number of steps
         self._graph_margin = 1.0
         self._steps_taken = 0
         # What a recorded step reads and writes keeps its place: the order of the epoch, which batch is next, the losses.
@@ -104,6 +107,12 @@ class StackedTrainer(Trainer):
         self._rest = self._order[whole * batch_size :]
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        share = config.training.turned_negatives
+        self._turned = (
+            TurnedNegatives(part.labels, seed=config.seed, epoch=0, share=share, device=device)
+            if share
+            else None
+        )
 
     def on_stream(self) -> AbstractContextManager[Any]:
         """All work of this run must be started within."""
@@ -115,8 +124,11 @@ class StackedTrainer(Trainer):
         epochs = self.config.epochs - self.progress.epoch
         return max(0, epochs * self.steps_per_epoch - self.progress.step)
 
-    def steps(self) -> Generator[None, None, None]:
-        """Train to the last epoch, as ``run`` does; yields after each step, which the device may still be working on.
+    def steps(self) -> Generator[int, None, None]:
+        """Train to the last epoch, as ``run`` does.
+
+        Yields:
+            The number of steps that were begun since; the device may still be working on them.
 
         Raises:
             TrainingDiverged: the loss, a weight or a validation figure is not finite.
@@ -127,19 +139,19 @@ class StackedTrainer(Trainer):
                 yield from self.epoch_steps(writer)
                 self._finish_epoch(self._validate(), writer)
 
-    def epoch_steps(self, writer: SummaryWriter | None) -> Generator[None, None, None]:
+    def epoch_steps(self, writer: SummaryWriter | None) -> Generator[int, None, None]:
         """The steps that are left of the present epoch."""
         progress = self.progress
         self._start_epoch()
         saved_at = time.monotonic()
         while progress.step < self.steps_per_epoch:
-            self._next_step()
+            taken = self._next_steps()
             if progress.step % LOG_EVERY == 0 or progress.step == self.steps_per_epoch:
                 self._read_loss(self._loss_sum, writer)
                 if time.monotonic() - saved_at > self.config.checkpoint_seconds:
                     self.save()
                     saved_at = time.monotonic()
-            yield
+            yield taken
 
     def keep(self) -> None:
         """Save where the run stands, between two steps of an epoch."""
@@ -158,33 +170,43 @@ class StackedTrainer(Trainer):
         self._loss_sum.copy_(super()._start_epoch())
         self._order.copy_(torch.from_numpy(self._epoch_order(self.progress.epoch)))
         self._position.fill_(self.progress.step)
+        if self._turned is not None:
+            self._turned.start_epoch(self.progress.epoch)
         if self._graph_margin != self.criterion.margin_factor:
-            self._graph = None  # the margin is a constant of the recorded step
+            self._graphs.clear()  # the margin is a constant of the recorded steps
         return self._loss_sum
 
-    def _next_step(self) -> None:
-        progress = self.progress
-        if progress.step >= len(self._whole_batches):
-            self._learn(self._rest)
+    def _next_steps(self) -> int:
+        """One step, or as many as a recording holds; how many."""
+        progress, count = self.progress, 1
+        left = len(self._whole_batches) - progress.step
+        if left <= 0:
+            with uncompiled(self.config.compiled):
+                self._learn(self._rest)
             progress.sample_count += len(self._rest)
         else:
-            if self._graph is None and self._uses_graphs and self._steps_taken >= _WARM_UP:
-                self._graph = self._recorded()
-            if self._graph is None:
+            if self._uses_graphs and self._steps_taken >= _WARM_UP:
+                if progress.step % _RECORDED_STEPS == 0 and left >= _RECORDED_STEPS:
+                    count = _RECORDED_STEPS
+                if count not in self._graphs:
+                    self._graphs[count] = self._recorded(count)
+                self._graphs[count].replay()
+            else:
                 self._whole_batch()
                 self._steps_taken += 1
-            else:
-                self._graph.replay()
-            progress.sample_count += self.config.training.batch_size
-        self.schedule.step()
-        progress.step += 1
+            progress.sample_count += count * self.config.training.batch_size
+        for _ in range(count):
+            self.schedule.step()
+        progress.step += count
+        return count
 
-    def _recorded(self) -> torch.cuda.CUDAGraph:
+    def _recorded(self, count: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
             # Nothing is computed here.
             with torch.cuda.graph(graph, stream=self.stream):
-                self._whole_batch()
+                for _ in range(count):
+                    self._whole_batch()
         except RuntimeError as error:
             raise RuntimeError(
                 f"the step of {self.config.name} cannot be recorded as a CUDA graph ({error}); "
@@ -200,31 +222,34 @@ class StackedTrainer(Trainer):
 
     def _learn(self, chosen: Tensor) -> None:
         labels = self.labels.index_select(0, chosen)
-        loss = self._update(self.images.index_select(0, chosen), labels)
+        images = self.images.index_select(0, chosen)
+        if self._turned is not None:
+            images = self._turned(images, chosen)
+        loss = self._update(images, labels)
         self._loss_sum.add_(loss.detach().double() * len(chosen))
 
 
-_Running = dict[StackedTrainer, Generator[None, None, None]]
+_Running = dict[StackedTrainer, Generator[int, None, None]]
 
 
-def take_turns(running: _Running) -> Iterator[dict[str, Exception]]:
-    """One step of each, again and again, until all have ended; those that end or diverge leave ``running``.
+def take_turns(running: _Running) -> Iterator[tuple[int, dict[str, Exception]]]:
+    """Some steps of each, again and again, until all have ended; those that end or diverge leave ``running``.
 
     Yields:
-        After each round: who diverged in it, by name.
+        After each round: how many steps it took, and who diverged in it, by name.
     """
     while running:
-        diverged: dict[str, Exception] = {}
+        taken, diverged = 0, dict[str, Exception]()
         for trainer, steps in list(running.items()):
             try:
                 with trainer.on_stream():
-                    next(steps)
+                    taken += next(steps)
             except StopIteration:
                 del running[trainer]
             except TrainingDiverged as error:
                 del running[trainer]
                 diverged[trainer.config.name] = error
-        yield diverged
+        yield taken, diverged
 
 
 def train_stack(
@@ -291,11 +316,11 @@ def _train_together(
     interrupt = DeferredInterrupt()
     try:
         with bar, interrupt, fast_convolutions(device):
-            for broken in take_turns(running):
+            for taken, broken in take_turns(running):
                 for error in broken.values():
                     logger.error("%s", error)
                 diverged |= broken
-                bar.update(len(running))
+                bar.update(taken)
                 if interrupt.requested:
                     _keep_all(running)
                     raise KeyboardInterrupt

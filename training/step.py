@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +46,23 @@ class _HeadAndLoss(nn.Module):
         return loss
 
 
+# A grid compiles some twenty losses, heads and networks in one process; beyond torch's limit of 8 it would compute them
+# uncompiled.
+_RECOMPILE_LIMIT = 128
+
+
+def _keep_all_compiled() -> None:
+    # Imported here: it takes seconds, which only compiling is worth.
+    from torch._dynamo import config as dynamo_config
+
+    dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _RECOMPILE_LIMIT)
+
+
+def uncompiled(compiled: bool) -> AbstractContextManager[Any]:
+    """Within, what is compiled is computed without: batches of another size would be compiled anew, which takes longer."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
 class TrainingStep(nn.Module):
     """Network, head and criterion as one module, so that one wrapper can average all their gradients.
 
@@ -72,6 +92,7 @@ class TrainingStep(nn.Module):
         self.loss = _HeadAndLoss(model["head"], criterion)
         self.normalizer, self.precision, self.share = normalizer, precision, share
         if compiled:
+            _keep_all_compiled()
             self.network.compile()
             self.loss.compile()
 

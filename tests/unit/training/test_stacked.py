@@ -6,7 +6,7 @@ import dataclasses
 import json
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -49,6 +49,7 @@ CONFIGS = [
     config_for("cos_eos", 2),
     config_for("softmax", 3),
     config_for("arc_os", 1, as_published=True, margin_warmup_epochs=2),
+    config_for("eos", 4, turned_negatives=0.875),
 ]
 
 
@@ -120,7 +121,7 @@ def test_stack_killed_after_some_epochs_goes_on_where_each_run_stood(
         Run(tmp_path / config.name).trained_epochs() if (tmp_path / config.name / "last.pt").exists() else 0
         for config in CONFIGS
     ]  # fmt: skip
-    assert epochs == [epoch, epoch - 1, min(epoch, 2), epoch - 1]
+    assert epochs == [epoch, epoch - 1, min(epoch, 2), epoch - 1, epoch - 1]
     assert stack(tmp_path, few) == {}
     assert_same_runs(alone, tmp_path)
 
@@ -155,7 +156,7 @@ def test_interrupt_in_a_step_saves_every_run_after_a_whole_step(
 def test_interrupt_saves_every_run_that_can_be_saved_and_names_those_that_cannot(
     few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, steps = StackedTrainer.save, StackedTrainer._next_step
+    save, steps = StackedTrainer.save, StackedTrainer._next_steps
     full = {CONFIGS[0].name, CONFIGS[2].name}
 
     def saved(self: StackedTrainer, *name: str) -> None:
@@ -163,13 +164,13 @@ def test_interrupt_saves_every_run_that_can_be_saved_and_names_those_that_cannot
             raise OSError(f"no room for {self.config.name}")
         save(self, *name)
 
-    def interrupted(self: StackedTrainer) -> None:
+    def interrupted(self: StackedTrainer) -> int:
         if self.config.name == CONFIGS[1].name and self.progress.step == 1:
             signal.raise_signal(signal.SIGINT)
-        steps(self)
+        return steps(self)
 
     monkeypatch.setattr(StackedTrainer, "save", saved)
-    monkeypatch.setattr(StackedTrainer, "_next_step", interrupted)
+    monkeypatch.setattr(StackedTrainer, "_next_steps", interrupted)
     with pytest.raises(
         OSError, match=rf"no room for {CONFIGS[0].name}; no room for {CONFIGS[2].name}"
     ):
@@ -192,29 +193,33 @@ def test_run_that_diverges_is_named_and_does_not_touch_the_others(
 class Recording:
     """Stands for a CUDA graph: it repeats what the host had decided when it was made, and knows nothing newer."""
 
-    made = 0
+    made: ClassVar[list[tuple[str, int]]] = []
 
-    def __init__(self, trainer: StackedTrainer) -> None:
-        Recording.made += 1
-        self.trainer, self.margin_factor = trainer, trainer.criterion.margin_factor
+    def __init__(self, trainer: StackedTrainer, count: int) -> None:
+        self.made.append((trainer.config.name, count))
+        self.trainer, self.count = trainer, count
+        self.margin_factor = trainer.criterion.margin_factor
         self.progress = dataclasses.replace(trainer.progress)
 
     def replay(self) -> None:
         trainer, criterion = self.trainer, self.trainer.criterion
         now, factor = trainer.progress, criterion.margin_factor
         trainer.progress, criterion.margin_factor = self.progress, self.margin_factor
-        trainer._whole_batch()
+        for _ in range(self.count):
+            trainer._whole_batch()
         trainer.progress, criterion.margin_factor = now, factor
 
 
-def test_recorded_step_depends_on_nothing_that_the_host_changes(
-    few: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("recorded_steps", [1, 2, 5])
+def test_recorded_steps_depend_on_nothing_that_the_host_changes(
+    few: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded_steps: int
 ) -> None:
-    monkeypatch.setattr(Recording, "made", 0)
+    monkeypatch.setattr(Recording, "made", [])
+    monkeypatch.setattr(stacked, "_RECORDED_STEPS", recorded_steps)
 
-    def recorded(self: StackedTrainer) -> Recording:
+    def recorded(self: StackedTrainer, count: int) -> Recording:
         self._graph_margin = self.criterion.margin_factor
-        return Recording(self)
+        return Recording(self, count)
 
     class Recorded(StackedTrainer):
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -225,8 +230,14 @@ def test_recorded_step_depends_on_nothing_that_the_host_changes(
     monkeypatch.setattr(StackedTrainer, "_recorded", recorded)
     assert stack(tmp_path, few) == {}
     assert_same_runs(alone, tmp_path)
-    # Once a run, and once more where the margin had grown.
-    assert Recording.made == len(CONFIGS) + 1
+    # Each length once a run, and once more where the margin had grown.
+    with_margin = [
+        config.name for config in CONFIGS if "margin_warmup_epochs" in config.loss_options
+    ]
+    names = [config.name for config in CONFIGS] + with_margin
+    long = [(name, count) for name, count in Recording.made if count == recorded_steps]
+    assert sorted(name for name, _ in long) == sorted(names)
+    assert {count for _, count in Recording.made} == {1, recorded_steps}
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -249,10 +260,43 @@ def test_runs_side_by_side_on_each_device_learn_what_each_learns_alone(
             assert right["confidence"] == pytest.approx(left["confidence"], abs=0.05)
 
 
+# Dynamo looks at .grad of the features it traces, and torch warns of that.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_runs_are_compiled_for_their_whole_batches_alone(
+    few: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of an epoch and the validation have other sizes; with a compiler that needs no C++."""
+    sizes: list[int] = []
+    compile_module = torch.nn.Module.compile
+
+    def counted(graph: Any, inputs: list[Any]) -> Any:
+        sizes.extend(
+            len(value) for value in inputs if isinstance(value, torch.Tensor) and value.ndim == 4
+            and value.shape[1:] == (1, 28, 28)
+        )  # fmt: skip
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module: compile_module(module, backend=counted)
+    )
+    torch.compiler.reset()
+    compiled = [config_for("cos_eos", 1, compile=True), config_for("cos_eos", 2, compile=True)]
+    assert stack(tmp_path, few, compiled) == {}
+    assert sizes == [32]  # once for both
+    for config in compiled:
+        one, other = (
+            json.loads((folder / config.name / "history.json").read_text())
+            for folder in (alone, tmp_path)
+        )
+        for left, right in zip(one, other, strict=True):
+            assert right["train_loss"] == pytest.approx(left["train_loss"], rel=1e-3)
+            assert right["confidence"] == pytest.approx(left["confidence"], abs=1e-3)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"preset": "modern"}, {"options": {"scale": "adacos_dynamic"}}, {"options": {"compile": True}},
-     {"options": {"schedule": "cosine"}}, {"options": {"split_seed": 7}}, {"data": "elsewhere"}],
+    [{"preset": "modern"}, {"options": {"scale": "adacos_dynamic"}}, {"options": {"schedule": "cosine"}},
+     {"options": {"split_seed": 7}}, {"data": "elsewhere"}],
 )  # fmt: skip
 def test_runs_whose_steps_or_images_differ_in_kind_are_refused(
     few: Any, tmp_path: Path, options: dict[str, Any]
