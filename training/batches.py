@@ -154,8 +154,9 @@ def _ahead(
     """The same batches, made by a thread while earlier ones are trained on."""
 
     def start() -> None:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # a property of each thread
+        # A property of each thread; "cuda" without a number is the present one, and refused here by some releases of torch.
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
 
     with ThreadPoolExecutor(1, initializer=start) as thread:
         waiting = [thread.submit(next, batches, None) for _ in range(_AHEAD)]

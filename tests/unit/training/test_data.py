@@ -13,6 +13,7 @@ from PIL import Image
 
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import UnreadableImage
+from training import batches
 from training.batches import Share, training_loader
 from training.data import MissingClasses, load_protocol, stratified_split
 from training.protocols import PROTOCOLS, get_protocol
@@ -357,3 +358,15 @@ def test_an_option_that_came_later_leaves_the_names_of_runs_without_it() -> None
     ]
     assert names[0] == names[1] == "glyphs-cos_eos-thesis-s42-b813c6"
     assert names[2] != names[0]
+
+
+@pytest.mark.parametrize(("device", "chosen"), [("cpu", []), ("cuda", []), ("cuda:1", [1])])
+def test_thread_that_makes_batches_takes_the_gpu_that_was_named(
+    monkeypatch: pytest.MonkeyPatch, device: str, chosen: list[int]
+) -> None:
+    """Torch refuses to set a device without a number."""
+    taken: list[int | None] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: taken.append(device.index))
+    batch = (torch.zeros(1), torch.zeros(1))
+    assert list(batches._ahead(iter([batch]), torch.device(device))) == [batch]
+    assert taken == chosen
