@@ -154,6 +154,7 @@ def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
     return [
         grid_tables.verdict_summary(setting.protocol, entries),
         rule,
+        grid_tables.spread_summary(setting.protocol, entries),
         grid_tables.deviation_table(setting, entries),
     ]
 

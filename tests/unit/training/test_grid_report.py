@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from openset.labels import NEGATIVE, UNKNOWN
-from training import grid_pages, grid_report
+from training import grid_pages, grid_report, grid_tables
 from training.evaluation import REPORT, SCORES_FILE
 from training.grid import Cell, plan
 from training.grid_figures import copy_sheets
@@ -428,6 +428,26 @@ def test_verdict_needs_an_interval_as_narrow_as_the_published_spread(
     [entry] = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
     assert verdict(entry, "0.01") == expected
     assert verdict(entry, "0.001") is None  # not reached with 120 images
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.9919, "By the means alone, 1 of 1 lie within the spread of one published run."),
+        # Our interval would allow any value: this is about the mean.
+        (0.98, "By the means alone, 0 of 1 lie within the spread of one published run; outside: `cos_eos` CCR@1e-2 "
+         "(thesis .9919 [.986, .998], ours .9800)."),
+    ],
+)  # fmt: skip
+def test_means_outside_the_published_spread_are_named(
+    grid: Path, monkeypatch: pytest.MonkeyPatch, value: float, expected: str
+) -> None:
+    rows = rows_of_cos_eos(grid, [value], [0.5, 1.0])
+    entries = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
+    monkeypatch.setattr(grid_tables, "COLUMNS", ("0.01",))
+    assert grid_tables.spread_summary("toy", entries) == expected
+    monkeypatch.setattr(grid_tables, "COLUMNS", ())
+    assert grid_tables.spread_summary("toy", entries) == ""
 
 
 def test_loss_with_negatives_is_compared_with_eos_and_os(grid: Path) -> None:
