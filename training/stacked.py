@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 # Steps that are taken before one is recorded: they choose kernels and make the optimizer's state.
 _WARM_UP = 3
-# Steps of one recording, so that the host is asked for every tenth alone; between two readings of the loss whole ones fit.
-_RECORDED_STEPS = 10
-assert LOG_EVERY % _RECORDED_STEPS == 0
 
 
 def ask_for_queues() -> None:
@@ -96,7 +93,7 @@ class StackedTrainer(Trainer):
         self.labels = torch.from_numpy(part.labels).to(device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._uses_graphs = graphs and self.stream is not None
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by their number of steps
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._graph_margin = 1.0
         self._steps_taken = 0
         # What a recorded step reads and writes keeps its place: the order of the epoch, which batch is next, the losses.
@@ -124,11 +121,8 @@ class StackedTrainer(Trainer):
         epochs = self.config.epochs - self.progress.epoch
         return max(0, epochs * self.steps_per_epoch - self.progress.step)
 
-    def steps(self) -> Generator[int, None, None]:
-        """Train to the last epoch, as ``run`` does.
-
-        Yields:
-            The number of steps that were begun since; the device may still be working on them.
+    def steps(self) -> Generator[None, None, None]:
+        """Train to the last epoch, as ``run`` does; yields after each step, which the device may still be working on.
 
         Raises:
             TrainingDiverged: the loss, a weight or a validation figure is not finite.
@@ -139,19 +133,19 @@ class StackedTrainer(Trainer):
                 yield from self.epoch_steps(writer)
                 self._finish_epoch(self._validate(), writer)
 
-    def epoch_steps(self, writer: SummaryWriter | None) -> Generator[int, None, None]:
+    def epoch_steps(self, writer: SummaryWriter | None) -> Generator[None, None, None]:
         """The steps that are left of the present epoch."""
         progress = self.progress
         self._start_epoch()
         saved_at = time.monotonic()
         while progress.step < self.steps_per_epoch:
-            taken = self._next_steps()
+            self._next_step()
             if progress.step % LOG_EVERY == 0 or progress.step == self.steps_per_epoch:
                 self._read_loss(self._loss_sum, writer)
                 if time.monotonic() - saved_at > self.config.checkpoint_seconds:
                     self.save()
                     saved_at = time.monotonic()
-            yield taken
+            yield
 
     def keep(self) -> None:
         """Save where the run stands, between two steps of an epoch."""
@@ -173,40 +167,33 @@ class StackedTrainer(Trainer):
         if self._turned is not None:
             self._turned.start_epoch(self.progress.epoch)
         if self._graph_margin != self.criterion.margin_factor:
-            self._graphs.clear()  # the margin is a constant of the recorded steps
+            self._graph = None  # the margin is a constant of the recorded step
         return self._loss_sum
 
-    def _next_steps(self) -> int:
-        """One step, or as many as a recording holds; how many."""
-        progress, count = self.progress, 1
-        left = len(self._whole_batches) - progress.step
-        if left <= 0:
+    def _next_step(self) -> None:
+        progress = self.progress
+        if progress.step >= len(self._whole_batches):
             with uncompiled(self.config.compiled):
                 self._learn(self._rest)
             progress.sample_count += len(self._rest)
         else:
-            if self._uses_graphs and self._steps_taken >= _WARM_UP:
-                if progress.step % _RECORDED_STEPS == 0 and left >= _RECORDED_STEPS:
-                    count = _RECORDED_STEPS
-                if count not in self._graphs:
-                    self._graphs[count] = self._recorded(count)
-                self._graphs[count].replay()
-            else:
+            if self._graph is None and self._uses_graphs and self._steps_taken >= _WARM_UP:
+                self._graph = self._recorded()
+            if self._graph is None:
                 self._whole_batch()
                 self._steps_taken += 1
-            progress.sample_count += count * self.config.training.batch_size
-        for _ in range(count):
-            self.schedule.step()
-        progress.step += count
-        return count
+            else:
+                self._graph.replay()
+            progress.sample_count += self.config.training.batch_size
+        self.schedule.step()
+        progress.step += 1
 
-    def _recorded(self, count: int) -> torch.cuda.CUDAGraph:
+    def _recorded(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
             # Nothing is computed here.
             with torch.cuda.graph(graph, stream=self.stream):
-                for _ in range(count):
-                    self._whole_batch()
+                self._whole_batch()
         except RuntimeError as error:
             raise RuntimeError(
                 f"the step of {self.config.name} cannot be recorded as a CUDA graph ({error}); "
@@ -229,27 +216,27 @@ class StackedTrainer(Trainer):
         self._loss_sum.add_(loss.detach().double() * len(chosen))
 
 
-_Running = dict[StackedTrainer, Generator[int, None, None]]
+_Running = dict[StackedTrainer, Generator[None, None, None]]
 
 
-def take_turns(running: _Running) -> Iterator[tuple[int, dict[str, Exception]]]:
-    """Some steps of each, again and again, until all have ended; those that end or diverge leave ``running``.
+def take_turns(running: _Running) -> Iterator[dict[str, Exception]]:
+    """One step of each, again and again, until all have ended; those that end or diverge leave ``running``.
 
     Yields:
-        After each round: how many steps it took, and who diverged in it, by name.
+        After each round: who diverged in it, by name.
     """
     while running:
-        taken, diverged = 0, dict[str, Exception]()
+        diverged: dict[str, Exception] = {}
         for trainer, steps in list(running.items()):
             try:
                 with trainer.on_stream():
-                    taken += next(steps)
+                    next(steps)
             except StopIteration:
                 del running[trainer]
             except TrainingDiverged as error:
                 del running[trainer]
                 diverged[trainer.config.name] = error
-        yield taken, diverged
+        yield diverged
 
 
 def train_stack(
@@ -316,11 +303,11 @@ def _train_together(
     interrupt = DeferredInterrupt()
     try:
         with bar, interrupt, fast_convolutions(device):
-            for taken, broken in take_turns(running):
+            for broken in take_turns(running):
                 for error in broken.values():
                     logger.error("%s", error)
                 diverged |= broken
-                bar.update(taken)
+                bar.update(len(running))
                 if interrupt.requested:
                     _keep_all(running)
                     raise KeyboardInterrupt

@@ -170,7 +170,7 @@ def _epoch_side_by_side(trainers: list[StackedTrainer]) -> None:
     for trainer in trainers:
         _rewind(trainer)
     running = {trainer: trainer.epoch_steps(None) for trainer in trainers}
-    for _, diverged in take_turns(running):
+    for diverged in take_turns(running):
         if diverged:
             raise RuntimeError(f"the benchmark's training broke down: {diverged}")
 

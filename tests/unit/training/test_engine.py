@@ -394,15 +394,15 @@ def test_second_process_of_a_run_is_refused_and_touches_nothing(few: Any, tmp_pa
             train_stack([config], runs=tmp_path, data=few, show_progress=False)
         assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
     # Free again, also for a stack, which holds it to its end.
-    steps = StackedTrainer._next_steps
+    steps = StackedTrainer._next_step
 
-    def step_beside_another(self: StackedTrainer) -> int:
+    def step_beside_another(self: StackedTrainer) -> None:
         with pytest.raises(RunInUse), locked_run(tmp_path / "run"):
             pass
-        return steps(self)
+        steps(self)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(StackedTrainer, "_next_steps", step_beside_another)
+        patched.setattr(StackedTrainer, "_next_step", step_beside_another)
         assert train_stack([config], runs=tmp_path, data=few, show_progress=False) == {}
     with locked_run(tmp_path / "run"):
         pass
