@@ -115,6 +115,7 @@ CANDIDATES: list[Arm] = [
     Arm("cos_eos, margin_aware", "cos_eos", {"scale": "margin_aware"}, preset="modern"),
     Arm("cos_bg", "cos_bg", preset="modern"),
     Arm("arc_bg", "arc_bg", preset="modern"),
+    Arm("cos_bg_sfn", "cos_bg_sfn", preset="modern"),
     Arm("cos_eos, thesis", "cos_eos"),
     Arm("os, thesis", "os"),
 ]
@@ -128,6 +129,8 @@ _OF_CHARACTERS: list[Arm] = [
     ),
     Arm("arc_eos, thesis, turned", "arc_eos", {"turned_negatives": 0.875}),
     Arm("eos, thesis, turned", "eos", {"turned_negatives": 0.875}),
+    Arm("cos_bg_sfn, thesis", "cos_bg_sfn"),
+    Arm("cos_bg_sfn, thesis, turned", "cos_bg_sfn", {"turned_negatives": 0.875}),
 ]
 
 
