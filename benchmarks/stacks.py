@@ -1,6 +1,6 @@
 """How long a step of the toy grid takes: one model or several side by side, recorded or not, compiled or not.
 
-    python benchmarks/stacks.py [--device cuda] [--stacks 1 4 8 12] [--steps 400] [--json FILE]
+    python benchmarks/stacks.py [--device cuda] [--stacks 1 4 8 12] [--steps 400] [--images 90240] [--compiled] [--json FILE]
 
 Each row is the time a step of one model takes while all are at work (LeNet++, cos_eos as published, batches of 32 from as many
 images as the toy protocol trains on; pixels and labels are random, which changes no time). The baseline is one model whose
@@ -29,7 +29,7 @@ from training.precision import fast_convolutions
 from training.runs import make_config
 from training.stacked import StackedTrainer, ask_for_queues
 
-# Three ordinary steps and one that is recorded come before what is timed.
+# Before what is timed: three ordinary steps, then one that is recorded, then some that find the caches warm.
 _WARM_UP = 10
 
 
@@ -56,6 +56,7 @@ def trainers(
 ) -> list[StackedTrainer]:  # fmt: skip
     """Models of their own seeds at the start of an epoch."""
     made = []
+    wait_for_gpu()  # the data must be there before another stream looks at them
     for seed in range(count):
         config = make_config(
             "toy", "cos_eos", seed=seed, device=device, data="unread", name=f"{precision}-{graphs}-{compiled}-{seed}",
@@ -142,6 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine offers no CUDA device to torch")
+    if min(arguments.steps, *arguments.stacks) < 1:
+        parser.error("--steps and --stacks must be at least 1")
     if arguments.images < 32:
         parser.error(f"--images must be at least 32, one batch, got {arguments.images}")
     measure(

@@ -41,8 +41,8 @@ def compile_backbone(network: nn.Module, device: torch.device) -> Any:
     """The compiled network; compiling happens at the first call with each size.
 
     On a CPU the weights are frozen into the code, so that batch norm is folded into the convolutions. On CUDA each size
-    is recorded as a CUDA graph. Unless ``TORCHINDUCTOR_CACHE_DIR`` names another folder, the
-    code is kept where serving keeps it: a calibration or a benchmark does not compile again what a worker has compiled.
+    is recorded as a CUDA graph. Unless ``TORCHINDUCTOR_CACHE_DIR`` names another folder, the code is kept where serving
+    keeps it: a calibration or a benchmark does not compile again what a worker has compiled.
     """
     # Imported here: it takes seconds, which only compiling is worth.
     from torch._dynamo import config as dynamo_config

@@ -115,9 +115,9 @@ CANDIDATES: list[Arm] = [
     Arm("cos_eos, margin_aware", "cos_eos", {"scale": "margin_aware"}, preset="modern"),
     Arm("cos_bg", "cos_bg", preset="modern"),
     Arm("arc_bg", "arc_bg", preset="modern"),
-    Arm("cos_bg_sfn", "cos_bg_sfn", preset="modern"),
     Arm("cos_eos, thesis", "cos_eos"),
     Arm("os, thesis", "os"),
+    Arm("cos_bg_sfn", "cos_bg_sfn", preset="modern"),
 ]
 
 # With 7 of 8 turned, all eight ways to lie on the square are as likely.

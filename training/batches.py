@@ -154,7 +154,7 @@ def _ahead(
     """The same batches, made by a thread while earlier ones are trained on."""
 
     def start() -> None:
-        # A property of each thread; "cuda" without a number is the present one, and refused here by some releases of torch.
+        # A property of each thread, which starts with GPU 0; "cuda" without a number is that one, and torch refuses it here.
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
 

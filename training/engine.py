@@ -396,7 +396,8 @@ class Trainer:
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
         """The step's work on the device alone: it could be recorded and replayed."""
         preset = self.config.training
-        loss: Tensor = self.loss_of(images.to(self.device, non_blocking=True), labels)
+        with uncompiled(self.config.compiled and len(labels) < preset.batch_size):
+            loss: Tensor = self.loss_of(images.to(self.device, non_blocking=True), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if preset.max_gradient_norm is not None:

@@ -36,7 +36,6 @@ from training.precision import fast_convolutions
 from training.protocols import get_protocol
 from training.run_folder import check_folder
 from training.runs import TrainConfig
-from training.step import uncompiled
 
 logger = logging.getLogger(__name__)
 
@@ -167,14 +166,15 @@ class StackedTrainer(Trainer):
         if self._turned is not None:
             self._turned.start_epoch(self.progress.epoch)
         if self._graph_margin != self.criterion.margin_factor:
-            self._graph = None  # the margin is a constant of the recorded step
+            # The margin is a constant of the recorded step. A compiled one is compiled anew for it, which cannot happen while
+            # it is recorded.
+            self._graph, self._steps_taken = None, 0
         return self._loss_sum
 
     def _next_step(self) -> None:
         progress = self.progress
         if progress.step >= len(self._whole_batches):
-            with uncompiled(self.config.compiled):
-                self._learn(self._rest)
+            self._learn(self._rest)
             progress.sample_count += len(self._rest)
         else:
             if self._graph is None and self._uses_graphs and self._steps_taken >= _WARM_UP:

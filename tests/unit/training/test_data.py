@@ -14,6 +14,7 @@ from PIL import Image
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import UnreadableImage
 from training import batches
+from training.augmentation import TurnedNegatives
 from training.batches import Share, training_loader
 from training.data import MissingClasses, load_protocol, stratified_split
 from training.protocols import PROTOCOLS, get_protocol
@@ -370,3 +371,15 @@ def test_thread_that_makes_batches_takes_the_gpu_that_was_named(
     batch = (torch.zeros(1), torch.zeros(1))
     assert list(batches._ahead(iter([batch]), torch.device(device))) == [batch]
     assert taken == chosen
+
+
+def test_turned_negatives_of_a_later_epoch_lie_where_the_former_did() -> None:
+    """A recorded step reads that memory; new memory would leave it with the first epoch's."""
+    labels = np.array([NEGATIVE, 0] * 50)
+    made = {"labels": labels, "seed": 1, "share": 0.875, "device": torch.device("cpu")}
+    turned, fresh = TurnedNegatives(**made, epoch=0), TurnedNegatives(**made, epoch=3)
+    place, before = turned._ways.data_ptr(), turned._ways.clone()
+    turned.start_epoch(3)
+    assert turned._ways.data_ptr() == place
+    assert torch.equal(turned._ways, fresh._ways)
+    assert not torch.equal(turned._ways, before)

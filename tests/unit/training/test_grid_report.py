@@ -408,6 +408,7 @@ def test_value_beyond_both_intervals_is_listed(
 def test_row_that_was_not_run_is_not_called_reproduced(grid: Path) -> None:
     text = section((grid / "results/toy.md").read_text(), "### Beyond the published values")
     assert "1 of 14 published rows were run; of 3 figures that can be compared" in text
+    assert "By the means alone" in text
     assert "None." not in text
 
 

@@ -213,3 +213,34 @@ def test_compiled_step_compiles_network_and_loss_and_learns_the_same(
     assert len(gradients[0]) == 3
     for eager, traced_gradient in zip(*gradients, strict=True):
         torch.testing.assert_close(eager, traced_gradient)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_more_losses_are_compiled_in_one_process_than_torch_would_keep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch computes the ninth and all further ones uncompiled, and says so in a warning at most."""
+    compiled: list[str] = []
+    compile_module = nn.Module.compile
+
+    def counted(module: nn.Module) -> None:
+        def backend(graph: Any, inputs: Any) -> Any:
+            compiled.append(type(module).__name__)
+            return graph.forward
+
+        compile_module(module, backend=backend)
+
+    monkeypatch.setattr(nn.Module, "compile", counted)
+    torch.compiler.reset()
+    form = Preprocessing(mode="L", image_size=4, resize=4)
+    images = torch.randint(0, 256, (6, 1, 4, 4), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, -1, -1, 0])
+    names = list(LOSSES)[:12]
+    for name in names:
+        model = nn.ModuleDict({"network": nn.Sequential(nn.Flatten(), nn.Linear(16, 5))})
+        model["head"], criterion = build_loss(name, num_classes=3, feature_dim=5, scale=4.0)
+        normalizer = Normalizer(form, torch.device("cpu"))
+        step = TrainingStep(model, criterion, normalizer, precision="float32", compiled=True)
+        before = compiled.count("_HeadAndLoss")
+        step(images, labels).backward()
+        assert compiled.count("_HeadAndLoss") > before, name
