@@ -276,31 +276,24 @@ def verdict_summary(protocol: str, entries: Sequence[Entry]) -> str:
     )
 
 
-def outside_spread(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
-    """Entries and columns whose mean lies outside the published value's spread, whatever our own intervals are."""
-    found = []
-    for entry, column, _ in verdicts(entries):
-        theirs, mean = (
-            published_interval(entry.setting.protocol, entry.loss, column),
-            entry.mean(column),
-        )
-        if theirs is not None and mean is not None and not theirs[0] <= mean <= theirs[1]:
-            found.append((entry, column))
-    return found
-
-
 def spread_summary(protocol: str, entries: Sequence[Entry]) -> str:
-    """How many means lie within the published values' spread, and which do not; empty where nothing can be compared."""
-    count = len(verdicts(entries))
-    if not count:
+    """How many means lie within the published values' spread, whatever our own intervals are, and which do not.
+
+    Empty where nothing can be compared.
+    """
+    compared, outside = verdicts(entries), []
+    for entry, column, _ in compared:
+        theirs, mean = published_interval(protocol, entry.loss, column), entry.mean(column)
+        assert theirs is not None and mean is not None  # else there is no verdict
+        if not theirs[0] <= mean <= theirs[1]:
+            published = number(published_value(protocol, entry.loss, column))
+            outside.append(
+                f"`{entry.loss}` {HEADINGS[column]} (thesis {published} {interval_text(theirs)}, ours {number(mean)})"
+            )
+    if not compared:
         return ""
-    outside = [
-        f"`{entry.loss}` {HEADINGS[column]} (thesis {number(published_value(protocol, entry.loss, column))} "
-        f"{interval_text(published_interval(protocol, entry.loss, column))}, ours {number(entry.mean(column))})"
-        for entry, column in outside_spread(entries)
-    ]
     return (
-        f"By the means alone, {count - len(outside)} of {count} lie within the spread of one published run"
+        f"By the means alone, {len(compared) - len(outside)} of {len(compared)} lie within the spread of one published run"
         + (f"; outside: {', '.join(outside)}." if outside else ".")
     )
 
