@@ -284,7 +284,8 @@ def spread_summary(protocol: str, entries: Sequence[Entry]) -> str:
     compared, outside = verdicts(entries), []
     for entry, column, _ in compared:
         theirs, mean = published_interval(protocol, entry.loss, column), entry.mean(column)
-        assert theirs is not None and mean is not None  # else there is no verdict
+        assert theirs is not None  # else there is no verdict
+        assert mean is not None
         if not theirs[0] <= mean <= theirs[1]:
             published = number(published_value(protocol, entry.loss, column))
             outside.append(
