@@ -196,7 +196,7 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
     if differences:
         parts += [
             "### Differences to the benchmarks",
-            "Softmax for losses that see no negatives in training, EOS and OS for those that do. Bold: both intervals "
+            "Softmax, which sees no negatives in training, and for losses that see them EOS and OS. Bold: both intervals "
             "exclude zero.",
             differences,
             grid_tables.conclusion(entries),

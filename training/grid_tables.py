@@ -12,6 +12,7 @@ from training.grid_rows import PUBLISHED_SCORE
 from training.grid_statistics import ACCURACY, Interval
 from training.grid_summaries import PASSING_TARGETS
 from training.losses import AS_PUBLISHED, LOSSES
+from training.options import applies
 from training.published import (
     comparisons,
     has_replicates,
@@ -23,7 +24,7 @@ from training.published import (
 
 HEADINGS = {"0.001": "CCR@1e-3", "0.01": "CCR@1e-2", "0.1": "CCR@1e-1", ACCURACY: "Acc"}
 _PASSING_SHOWN = 6
-_BENCHMARKS = {False: ("softmax",), True: ("eos", "os")}
+_BENCHMARKS = {False: ("softmax",), True: ("softmax", "eos", "os")}
 
 # Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
 _COMMON_SWITCHES: dict[str, Any] = {"feature_bias": False}
@@ -376,24 +377,26 @@ def difference_text(result: Difference | None) -> str:
 
 
 def benchmarks_of(entries: Sequence[Entry], entry: Entry) -> list[Entry]:
-    """Softmax for losses without negatives, EOS and OS for losses with, with the same options where they have them.
+    """Softmax, and for losses with negatives EOS and OS; those that were run, with the same options where they have them.
 
-    Those that were run; a benchmark is compared with the ones before it alone.
+    An option that a benchmark's loss does not have makes no difference: a margin that grows from 0 is compared with EOS,
+    which has none. A benchmark is compared with the ones before it alone.
     """
     names = _BENCHMARKS[LOSSES[entry.loss].uses_negatives]
     if entry.loss in names:
         names = names[: names.index(entry.loss) + bool(entry.options)]
     found = []
     for loss in names:
-        alike = [one for one in entries if (one.loss, one.options) == (loss, entry.options)]
+        options = {name: value for name, value in entry.options.items() if applies(name, loss)}
+        alike = [one for one in entries if (one.loss, one.options) == (loss, options)]
         other = alike[0] if alike and alike[0] is not entry else plain_entry(entries, loss)
-        if other is not None:
+        if other is not None and other is not entry:
             found.append(other)
     return found
 
 
 def difference_table(entries: Sequence[Entry]) -> str:
-    """Each loss minus the benchmarks with the same training images; empty where there is no pair."""
+    """Each loss minus its benchmarks; empty where there is no pair."""
     lines = []
     for entry in entries:
         for other in benchmarks_of(entries, entry):

@@ -58,6 +58,8 @@ _OF_LOSSES = {
     "scale_probability": MARGIN_AWARE_PROBABILITY,
 }
 
+_OF_ANY_LOSS = set().union(*(allowed_options(spec, MARGIN_AWARE) for spec in LOSSES.values()))
+
 
 @dataclass(frozen=True)
 class Option:
@@ -113,6 +115,11 @@ def options_of(
         ]
         for group, defaults in found.items()
     }
+
+
+def applies(name: str, loss: str) -> bool:
+    """Can an option change what a loss trains? Those of other losses cannot; those of no loss (network, preset, data) can."""
+    return name not in _OF_ANY_LOSS or name in allowed_options(LOSSES[loss], MARGIN_AWARE)
 
 
 def refuse_unknown(

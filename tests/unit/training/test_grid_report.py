@@ -451,12 +451,36 @@ def test_means_outside_the_published_spread_are_named(
     assert grid_tables.spread_summary("toy", entries) == ""
 
 
-def test_loss_with_negatives_is_compared_with_eos_and_os(grid: Path) -> None:
-    for cell in cells("os"):
-        finished_run(grid / "runs", cell, quality=3.0)
+def differences(grid: Path) -> list[str]:
     text = section(written(grid), "### Differences to the benchmarks")
-    names = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
-    assert names == ["`cos_eos` − `eos`", "`cos_eos` − `os`", "`os` − `eos`"]
+    return re.findall(r"^\| `(.*?)` \|", text.replace("` − `", " − "), re.MULTILINE)
+
+
+def test_loss_with_negatives_is_compared_with_softmax_eos_and_os(grid: Path) -> None:
+    for cell in [*cells("os"), *cells("softmax"), *cells("cosface")]:
+        finished_run(grid / "runs", cell, quality=3.0)
+    assert set(differences(grid)) == {
+        "cos_eos − softmax", "cos_eos − eos", "cos_eos − os", "os − softmax", "os − eos", "eos − softmax",
+        "cosface − softmax",
+    }  # fmt: skip
+
+
+def test_benchmark_need_not_have_the_options_of_a_margin(grid: Path) -> None:
+    # Another network is another experiment, also for a loss without a margin.
+    shutil.rmtree(grid / "runs" / cells("eos")[0].name)
+    shutil.rmtree(grid / "runs" / cells("eos")[1].name)
+    (grid / "results/toy.json").unlink()
+    of_all = {"feature_dim": 40}
+    warm = {"margin_warmup_epochs": 3}
+    for cell in [
+        *cells("eos", options=of_all),
+        *cells("cos_eos", options=of_all | warm),
+        *cells("arc_eos", options=warm),
+    ]:
+        finished_run(grid / "runs", cell)
+    found = differences(grid)
+    assert "cos_eos (feature_dim=40 margin_warmup_epochs=3) − eos (feature_dim=40)" in found
+    assert not [name for name in found if name.startswith("arc_eos")]
 
 
 def test_published_score_stands_beside_the_log_odds(grid: Path) -> None:
