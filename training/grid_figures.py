@@ -16,6 +16,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from training import figures
 from training.contact_sheet import SHEET
@@ -47,6 +48,7 @@ _COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 _LINES = ("-", "--", "-", "-.", ":", "--", "-.")
 _DPI = 120
 _MAX_ANGLE_PANELS = 24
+_MODELS = "Models"  # in the text of a picture: what it shows
 
 
 def slug(setting: Setting) -> str:
@@ -77,17 +79,19 @@ def _without_digits(setting: Setting) -> tuple[object, ...]:
 def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) -> dict[str, str]:
     """Draw what scores and summaries allow; file names relative to the report, by key.
 
-    A picture made elsewhere, of models whose scores are not all here, stays as it is.
+    A picture made elsewhere stays as it is where it shows a model that cannot be drawn here; it names its models.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, str] = {}
 
-    def keep(key: str, draw: Callable[[], Figure | None], sources: Sequence[bool]) -> None:
+    def keep(key: str, draw: Callable[[], Figure | None], models: dict[str, bool]) -> None:
+        """``models``: what belongs into the picture, and whether it can be drawn here."""
         file = folder / f"{key}.png"
-        is_drawn = any(sources) and (all(sources) or not file.is_file())
+        shown = {name for name, can_be_drawn in models.items() if can_be_drawn}
+        is_drawn = shown and (len(shown) == len(models) or _models_in(file) <= shown)
         figure = draw() if is_drawn else None
         if figure is not None:
-            figure.savefig(file, dpi=_DPI)
+            figure.savefig(file, dpi=_DPI, metadata={_MODELS: " ".join(sorted(shown))})
         if file.is_file():
             drawn[key] = f"{folder.name}/{key}.png"
 
@@ -95,26 +99,44 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
         for setting, entries in settings.items():
             name = slug(setting)
             sound = [entry for entry in entries if entry.sound]
-            known = [model.summary is not None for entry in sound for model in entry.sound]
-            scored = [any(model.has_scores for model in entry.models) for entry in sound]
-            here = [entry for entry, is_here in zip(sound, scored, strict=True) if is_here]
+            known = {
+                model.columns["run"]: model.summary is not None
+                for entry in sound
+                for model in entry.sound
+            }
+            scored = {_name(entry): _has_scores(entry) for entry in sound}
+            here = [entry for entry in sound if _has_scores(entry)]
             keep(f"{name}-oscr", partial(draw_oscr, setting, sound, "softmax"), known)
             keep(f"{name}-oscr-logit", partial(draw_oscr, setting, sound, "logit"), known)
             keep(f"{name}-thresholds", partial(draw_thresholds, setting, sound), known)
             keep(f"{name}-angles", partial(draw_angles, setting, here), scored)
             if protocol == "toy_vis":
-                for entry, is_here in zip(sound, scored, strict=True):
+                for entry in sound:
                     key = f"{name}-{_file_part(entry)}-features"
-                    keep(key, partial(_draw_features, entry), [is_here])
+                    keep(key, partial(_draw_features, entry), {_name(entry): _has_scores(entry)})
         for first, second in digit_twins(settings):
             pairs = _digit_pairs(settings[first], settings[second])
-            scored = [
-                any(one.has_scores for one in entry.models) for pair in pairs for entry in pair
-            ]
+            scored = {_name(entry): _has_scores(entry) for pair in pairs for entry in pair}
             keep(f"{slug(first)}-digits", partial(draw_digits, first, pairs), scored)
     if protocol in ("toy", "toy_vis", "glyphs"):  # photographs stay out of the repository
         drawn |= copy_sheets(settings, folder)
     return drawn
+
+
+def _name(entry: Entry) -> str:
+    return f"{slug(entry.setting)}-{_file_part(entry)}"
+
+
+def _has_scores(entry: Entry) -> bool:
+    return any(model.has_scores for model in entry.models)
+
+
+def _models_in(file: Path) -> set[str]:
+    """The models that a picture shows; nothing where there is none."""
+    if not file.is_file():
+        return set()
+    with Image.open(file) as picture:
+        return set(picture.info.get(_MODELS, "another").split())
 
 
 # -- curves ----------------------------------------------------------------------------------------------------------
@@ -241,9 +263,7 @@ def _digit_pairs(mnist: Sequence[Entry], emnist: Sequence[Entry]) -> list[tuple[
 
 def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure | None:
     """The same loss with both sources of digits, one column a loss; curves above, angles of each source below."""
-    pairs = [
-        pair for pair in pairs if all(any(model.has_scores for model in one.models) for one in pair)
-    ]
+    pairs = [pair for pair in pairs if all(_has_scores(one) for one in pair)]
     if not pairs:
         return None
     figure = Figure(figsize=(max(5.4, 3.9 * len(pairs)), 8.6), layout="constrained")

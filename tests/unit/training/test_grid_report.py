@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from openset.labels import NEGATIVE, UNKNOWN
 from training import grid_pages, grid_report, grid_tables
@@ -172,6 +173,37 @@ def test_report_of_a_fresh_clone_has_all_that_was_committed(
     assert before.count("![") >= 6
     angles = next(file for file in pictures if file.name.endswith("-angles.png"))
     assert angles.read_bytes() == pictures[angles]
+
+
+def models_in(picture: Path) -> set[str]:
+    with Image.open(picture) as opened:
+        return set(opened.info["Models"].split())
+
+
+def test_picture_is_drawn_again_unless_it_shows_a_model_that_is_not_here(
+    two_losses: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(two_losses / "results", tmp_path / "results")
+    picture = tmp_path / "results/figures/toy-mnist-thesis-published-e15-oscr.png"
+    summaries = tmp_path / "results/summaries"
+    before = models_in(picture)
+    assert before == {cell.name for loss in ("cos_eos", "eos") for cell in cells(loss)}
+    # Two models come, of which one leaves nothing to draw it from.
+    [come, lost] = [
+        finished_run(tmp_path / "runs", *cells(loss, seeds=1)) for loss in ("os", "norm_os")
+    ]
+    written(tmp_path)
+    shutil.rmtree(tmp_path / "runs")
+    (summaries / f"{lost.name}.npz").unlink()
+    picture.unlink()
+    shutil.copyfile(two_losses / "results/figures" / picture.name, picture)
+    written(tmp_path)
+    assert models_in(picture) == before | {come.name}
+    # One that is shown goes.
+    (summaries / f"{cells('eos')[0].name}.npz").unlink()
+    content = picture.read_bytes()
+    written(tmp_path)
+    assert picture.read_bytes() == content
 
 
 def test_foreign_classes_that_pass_are_counted_by_what_they_are_taken_for(grid: Path) -> None:
