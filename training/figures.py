@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from openset import metrics
 from openset.labels import GROUP_NAMES, NEGATIVE, UNKNOWN, is_known
+from training.angles import EDGES, Angles, ProbabilityCurve, angles_of
 from training.protocols import get_protocol
-from training.report import own_or_nearest_angle
 from training.runs import TrainConfig
 from training.scoring import Scored
 
@@ -88,16 +88,15 @@ def _legend_below(figure: Figure) -> None:
 def draw_angles(scored: Scored, config: TrainConfig) -> Figure:
     """Angles to the own (known) or nearest (foreign) center, with the probability that the loss gives to an angle."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    angle_panel(figure.subplots(), scored, config)
+    angle_panel(figure.subplots(), angles_of(scored, config))
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
-def angle_panel(axes: Axes, scored: Scored, config: TrainConfig) -> None:
+def angle_panel(axes: Axes, angles: Angles) -> None:
     """The angle histograms and probability curves in one panel."""
-    edges = np.linspace(0, math.pi + math.pi / 100, 100)
-    angles = own_or_nearest_angle(scored)
-    _group_histograms(axes, angles, _masks(scored), edges)
+    for group, counts in angles.counts.items():
+        _histogram(axes, group, counts, EDGES)
     axes.set(
         xlim=(0, math.pi),
         ylim=(0, 7),
@@ -105,52 +104,31 @@ def angle_panel(axes: Axes, scored: Scored, config: TrainConfig) -> None:
         ylabel="density",
     )
     axes.set_xticks([i * math.pi / 4 for i in range(5)], ["0", "π/4", "π/2", "3π/4", "π"])
-    if config.loss not in ("softmax", "eos", "os", "sm_softmax"):
-        _probability_curves(axes, scored, config)
+    if angles.curve is not None:
+        _probability_curves(axes, angles.curve)
 
 
-def _group_histograms(
-    axes: Axes,
-    values: NDArray[np.floating[Any]],
-    masks: dict[str, NDArray[np.bool_]],
-    edges: NDArray[np.float64],
+def _histogram(
+    axes: Axes, group: str, counts: NDArray[np.int64], edges: NDArray[np.float64]
 ) -> None:
-    """One density a group: a light area and an outline, so that overlapping groups stay readable."""
-    bins = edges.tolist()
-    for group, mask in masks.items():
-        style: dict[str, Any] = {"density": True, "color": COLORS[group]}
-        axes.hist(values[mask], bins, histtype="stepfilled", alpha=0.25, **style)
-        axes.hist(
-            values[mask], bins, histtype="step", lw=1.3, ls=_LINES[group],
-            label=f"{group} ({int(mask.sum()):,})", **style,
-        )  # fmt: skip
+    """The density of a group: a light area and an outline, so that overlapping groups stay readable."""
+    density = counts / (counts.sum() * np.diff(edges))
+    axes.stairs(density, edges, fill=True, alpha=0.25, color=COLORS[group])
+    axes.stairs(
+        density, edges, lw=1.3, ls=_LINES[group], color=COLORS[group], label=f"{group} ({counts.sum():,})",
+    )  # fmt: skip
 
 
-def _probability_curves(axes: Axes, scored: Scored, config: TrainConfig) -> None:
-    """P(theta) for a fixed radius s and the other centers at a right angle (thesis eq. 3.10); dashed: with margin."""
-    scale, classes = config.loss_options["scale"], scored.logits.shape[1]
-    if isinstance(scale, str):
-        # A rule made it, perhaps during training: the factor between cosines and logits tells it.
-        scale = float((scored.logits * scored.cosines).sum() / np.square(scored.cosines).sum())
+def _probability_curves(axes: Axes, curve: ProbabilityCurve) -> None:
+    """In use (solid) and in training (dashed)."""
     theta = np.linspace(0, math.pi, 400)
-
-    def probability(cosine: NDArray[np.float64]) -> NDArray[np.float64]:
-        result: NDArray[np.float64] = 1 / (1 + (classes - 1) * np.exp(-scale * cosine))
-        return result
-
     twin = axes.twinx()
-    # A soft head's radius is the feature's magnitude, only pulled to s: there the curve is an approximation.
-    exact = np.allclose(scored.logits, scale * scored.cosines, atol=1e-3)
     style: dict[str, Any] = {"color": "#009E73", "lw": 1.5}
-    name = "P(θ)" if exact else "P(θ), approximate"
-    twin.plot(theta, probability(np.cos(theta)), label=name, **style)
-    options = config.loss_options
-    if "cosine_margin" in options:
-        shifted = np.cos(theta) - options["cosine_margin"]
-        twin.plot(theta, probability(shifted), "--", label="with margin", **style)
-    elif "angular_margin" in options:
-        shifted = np.cos(np.minimum(theta + options["angular_margin"], math.pi))
-        twin.plot(theta, probability(shifted), "--", label="with margin", **style)
+    name = "P(θ)" if curve.exact else "P(θ), approximate"
+    twin.plot(theta, curve.without_margin(theta), label=name, **style)
+    with_margin = curve.with_margin(theta)
+    if with_margin is not None:
+        twin.plot(theta, with_margin, "--", label="with margin", **style)
     twin.set(ylim=(0, 1.05), ylabel="probability")
     twin.grid(visible=False)
 
@@ -161,7 +139,9 @@ def draw_scores(scored: Scored, config: TrainConfig) -> Figure:
     for axes, (name, scores) in zip(
         np.atleast_1d(figure.subplots(1, len(scored.scores))), scored.scores.items(), strict=True
     ):
-        _group_histograms(axes, scores, _masks(scored), np.histogram_bin_edges(scores, 80))
+        edges = np.histogram_bin_edges(scores, 80)
+        for group, mask in _masks(scored).items():
+            _histogram(axes, group, np.histogram(scores[mask], edges)[0], edges)
         axes.set(
             xlabel=f"{name} score" + (" (log-odds)" if name == "softmax" else ""), ylabel="density"
         )

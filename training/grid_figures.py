@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training import figures
+from training.angles import Angles
 from training.contact_sheet import SHEET
 from training.evaluation import SCORES_FILE
 from training.grid_results import Entry, Setting, option_text
@@ -104,20 +105,21 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
                 for entry in sound
                 for model in entry.sound
             }
-            scored = {_name(entry): _has_scores(entry) for entry in sound}
-            here = [entry for entry in sound if _has_scores(entry)]
+            with_angles = {_name(entry): _angles(entry) is not None for entry in sound}
             keep(f"{name}-oscr", partial(draw_oscr, setting, sound, "softmax"), known)
             keep(f"{name}-oscr-logit", partial(draw_oscr, setting, sound, "logit"), known)
             keep(f"{name}-thresholds", partial(draw_thresholds, setting, sound), known)
-            keep(f"{name}-angles", partial(draw_angles, setting, here), scored)
+            keep(f"{name}-angles", partial(draw_angles, setting, sound), with_angles)
             if protocol == "toy_vis":
                 for entry in sound:
                     key = f"{name}-{_file_part(entry)}-features"
                     keep(key, partial(_draw_features, entry), {_name(entry): _has_scores(entry)})
         for first, second in digit_twins(settings):
             pairs = _digit_pairs(settings[first], settings[second])
-            scored = {_name(entry): _has_scores(entry) for pair in pairs for entry in pair}
-            keep(f"{slug(first)}-digits", partial(draw_digits, first, pairs), scored)
+            with_angles = {
+                _name(entry): _angles(entry) is not None for pair in pairs for entry in pair
+            }
+            keep(f"{slug(first)}-digits", partial(draw_digits, first, pairs), with_angles)
     if protocol in ("toy", "toy_vis", "glyphs"):  # photographs stay out of the repository
         drawn |= copy_sheets(settings, folder)
     return drawn
@@ -129,6 +131,14 @@ def _name(entry: Entry) -> str:
 
 def _has_scores(entry: Entry) -> bool:
     return any(model.has_scores for model in entry.models)
+
+
+def _angles(entry: Entry) -> Angles | None:
+    """Of its first seed whose angles are kept."""
+    summaries = (model.summary for model in entry.models)
+    return next(
+        (one.angles for one in summaries if one is not None and one.angles is not None), None
+    )
 
 
 def _models_in(file: Path) -> set[str]:
@@ -263,7 +273,7 @@ def _digit_pairs(mnist: Sequence[Entry], emnist: Sequence[Entry]) -> list[tuple[
 
 def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure | None:
     """The same loss with both sources of digits, one column a loss; curves above, angles of each source below."""
-    pairs = [pair for pair in pairs if all(_has_scores(one) for one in pair)]
+    pairs = [pair for pair in pairs if all(_angles(one) is not None for one in pair)]
     if not pairs:
         return None
     figure = Figure(figsize=(max(5.4, 3.9 * len(pairs)), 8.6), layout="constrained")
@@ -276,7 +286,7 @@ def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figur
                 if curve is not None:
                     _draw_curve(grid[0][column], curve, 1 + number, f"{name} digits, {group}", line)
                     curves.append(curve)
-            _angles_of(grid[1 + number][column], entry, f"{entry.label}, {name} digits")
+            _draw_angles_of(grid[1 + number][column], entry, f"{entry.label}, {name} digits")
         _finish_oscr(grid[0][column], curves)
         grid[0][column].set(xlabel="FPR", ylabel="CCR", title=pair[0].label)
         grid[0][column].legend(fontsize=7, loc="best")
@@ -290,15 +300,15 @@ def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figur
 
 
 def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
-    """One panel a loss: the angles of its first seed, with the probability curves of the loss."""
-    chosen = entries[:_MAX_ANGLE_PANELS]
+    """One panel a loss: the angles of a seed, with the probability curves of the loss."""
+    chosen = [entry for entry in entries if _angles(entry) is not None][:_MAX_ANGLE_PANELS]
     columns = min(4, len(chosen))
     rows = math.ceil(len(chosen) / columns)
     width = max(5.4, 3.3 * columns)  # the legend's
     figure = Figure(figsize=(width, 2.5 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, entry in zip(grid, chosen, strict=False):
-        _angles_of(axes, entry, entry.label)
+        _draw_angles_of(axes, entry, entry.label)
     for axes in grid[len(chosen) :]:
         axes.set_axis_off()
     _angle_legend(figure, grid[: len(chosen)])
@@ -317,10 +327,10 @@ def _angle_legend(figure: Figure, panels: Iterable[Axes]) -> None:
     figure.legend(list(names.values()), list(names), loc="outside lower center", ncols=3)
 
 
-def _angles_of(axes: Axes, entry: Entry, title: str) -> None:
-    model = next(model for model in entry.models if model.has_scores)
-    config = Run(model.folder).config
-    figures.angle_panel(axes, Scored.load(model.folder / SCORES_FILE), config)
+def _draw_angles_of(axes: Axes, entry: Entry, title: str) -> None:
+    angles = _angles(entry)
+    assert angles is not None
+    figures.angle_panel(axes, angles)
     axes.set_title(title, fontsize=8)
     axes.set_xlabel("")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from training.angles import angles_of
 from training.evaluation import SCORES_FILE
 from training.grid import all_classes, default_epochs, differing_options
 from training.grid_rows import CELL_FILE, Row, cell_key
@@ -33,6 +34,8 @@ from training.grid_summaries import (
 )
 from training.published import TARGETS
 from training.recommendations import recommendation
+from training.runs import Run
+from training.scoring import Scored
 
 COLUMNS = (*TARGETS, ACCURACY)
 # These change what the task is; all other options change how a model is made for it.
@@ -160,17 +163,19 @@ class Model:
 
     @cached_property
     def summary(self) -> Summary | None:
-        """Replicates and curves: from the file kept beside the rows, else from the scores, and then kept; else None."""
+        """Replicates, curves, angles: from the file kept beside the rows, else from the scores, and then kept; else None."""
         if self.diverged:
             return None
         file = summary_file(self.results, self.columns["run"])
         kept = stored_summary(file, self.columns["evaluated"])
-        if kept is not None or not self.has_scores:
+        is_whole = kept is not None and kept.angles is not None
+        if is_whole or not self.has_scores:
             return kept
         made = summarize(
             ModelScores.load(self.folder / SCORES_FILE),
             rule=self.columns["rule"],
             evaluated=self.columns["evaluated"],
+            angles=angles_of(Scored.load(self.folder / SCORES_FILE), Run(self.folder).config),
         )
         made.save(file)
         return Summary.load(file)

@@ -1,6 +1,6 @@
-"""What is kept of each model beside its rows: bootstrap replicates, OSCR curves and who passed, small enough to be committed.
+"""What is kept of each model beside its rows: bootstrap replicates, curves, angles, who passed; small enough to be committed.
 
-With these files a report is complete on a machine that has no scores, but for its histograms and pictures.
+With these files a report is complete on a machine that has no scores, but for deep features and contact sheets.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from openset import metrics
 from openset.labels import NEGATIVE, UNKNOWN
+from training.angles import Angles, ProbabilityCurve
 from training.grid_statistics import Floats, ModelScores, bootstrap_by_class
 from training.published import TARGETS
 
@@ -56,12 +57,14 @@ class Summary:
         curves: CCR at ``FPR_GRID`` by (group, score), (240,), NaN where the FPR is not reached.
         passing: by (group, score, target), how many foreign images are accepted, and of them those of each pair of a foreign
             and a known class, the most frequent pairs first; nothing where the FPR is not reached.
+        angles: histograms by group; None in a file of an earlier release.
     """
 
     evaluated: str
     replicates: dict[tuple[str, str], dict[str, Floats]]
     curves: dict[tuple[str, str], Floats]
     passing: dict[tuple[str, str, str], Passing] = field(default_factory=dict)
+    angles: Angles | None = None
 
     def save(self, file: Path) -> None:
         """Write atomically; the same statistics give the same bytes."""
@@ -76,6 +79,10 @@ class Summary:
             arrays[f"{name}/count"] = np.array(passing.count)
             arrays[f"{name}/pairs"] = np.array([list(pair) for pair in passing.pairs], dtype=str)
             arrays[f"{name}/counts"] = np.array(list(passing.pairs.values()), dtype=np.int64)
+        if self.angles is not None:
+            arrays |= {f"angles/{group}": counts for group, counts in self.angles.counts.items()}
+            if self.angles.curve is not None:
+                arrays["probability"] = self.angles.curve.packed()
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".partial")
         with partial.open("wb") as stream:
@@ -94,6 +101,8 @@ class Summary:
         replicates: dict[tuple[str, str], dict[str, Floats]] = {}
         curves = {}
         passing = {}
+        counts_of_angles = {}
+        probability = None
         try:
             with np.load(file, allow_pickle=False) as stored:
                 evaluated = str(stored["evaluated"])
@@ -104,6 +113,10 @@ class Summary:
                         replicates.setdefault((group, score), {})[column] = _unpacked(stored[name])
                     elif kind == "curves":
                         curves[key[0], key[1]] = _unpacked(stored[name])
+                    elif kind == "angles":
+                        counts_of_angles[key[0]] = stored[name]
+                    elif kind == "probability":
+                        probability = ProbabilityCurve.unpacked(stored[name])
                     elif kind == "passing" and key[-1] == "count":
                         place = name.removesuffix("/count")
                         pairs = (tuple(pair) for pair in stored[f"{place}/pairs"].tolist())
@@ -113,10 +126,13 @@ class Summary:
                         )
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} is damaged ({error}); restore or remove it") from error
-        return cls(evaluated, replicates, curves, passing)
+        angles = Angles(counts_of_angles, probability) if counts_of_angles else None
+        return cls(evaluated, replicates, curves, passing, angles)
 
 
-def summarize(sample: ModelScores, *, rule: str, evaluated: str) -> Summary:
+def summarize(
+    sample: ModelScores, *, rule: str, evaluated: str, angles: Angles | None = None
+) -> Summary:
     """Bootstrap replicates and curves of every score against every foreign group of a test part."""
     keys = [
         (group, score)
@@ -140,6 +156,7 @@ def summarize(sample: ModelScores, *, rule: str, evaluated: str) -> Summary:
             for target in PASSING_TARGETS
             if (passing := _passing(sample, group, score, target, rule)) is not None
         },
+        angles,
     )
 
 

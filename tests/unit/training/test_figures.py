@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
+from matplotlib.patches import StepPatch
 
 from openset import metrics
 from openset.labels import NEGATIVE, UNKNOWN
@@ -81,12 +81,13 @@ def test_group_without_samples_gets_no_panel_and_no_histogram() -> None:
 def test_angle_histograms_are_densities_over_the_stated_bins() -> None:
     axes = figures.draw_angles(scored(), config("os")).axes[0]
     outlines = [
-        patch for patch in axes.patches if isinstance(patch, Polygon) and not patch.get_fill()
+        patch for patch in axes.patches if isinstance(patch, StepPatch) and not patch.get_fill()
     ]
     assert len(outlines) == 3
     for outline in outlines:
-        corners = np.unique(outline.get_xy()[:, 0])
-        np.testing.assert_allclose(corners, np.linspace(0, math.pi * 1.01, 100))
+        density, edges, _ = outline.get_data()
+        np.testing.assert_allclose(edges, np.linspace(0, math.pi * 1.01, 100))
+        assert (density * np.diff(edges)).sum() == pytest.approx(1)
     assert axes.get_xlim() == (0, math.pi)
     assert axes.get_ylim() == (0, 7)
 
