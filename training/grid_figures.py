@@ -24,6 +24,8 @@ from training.contact_sheet import SHEET
 from training.evaluation import SCORES_FILE
 from training.grid_results import Entry, Setting, option_text
 from training.grid_summaries import FPR_GRID, GROUP_LABELS
+from training.losses import LOSSES
+from training.published import TARGETS, published_value
 from training.runs import Run
 from training.scoring import Scored
 
@@ -49,6 +51,8 @@ _COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 _LINES = ("-", "--", "-", "-.", ":", "--", "-.")
 _DPI = 120
 _MAX_ANGLE_PANELS = 24
+_DIGIT_COLUMNS = 4
+_MIN_STYLE_ROWS = 3
 _MODELS = "Models"  # in the text of a picture: what it shows
 
 
@@ -115,11 +119,16 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
                     key = f"{name}-{_file_part(entry)}-features"
                     keep(key, partial(_draw_features, entry), {_name(entry): _has_scores(entry)})
         for first, second in digit_twins(settings):
-            pairs = _digit_pairs(settings[first], settings[second])
+            pairs = _digit_pairs(settings[first], settings[second])[:_DIGIT_COLUMNS]
             with_angles = {
                 _name(entry): _angles(entry) is not None for pair in pairs for entry in pair
             }
             keep(f"{slug(first)}-digits", partial(draw_digits, first, pairs), with_angles)
+            twins = _digit_pairs(settings[first], settings[second])
+            if len(twins) >= _MIN_STYLE_ROWS:
+                # Of the rows alone, which are always all here.
+                here = {_name(entry): True for pair in twins for entry in pair}
+                keep(f"{slug(first)}-style", partial(draw_style, first, twins), here)
     if protocol in ("toy", "toy_vis", "glyphs"):  # photographs stay out of the repository
         drawn |= copy_sheets(settings, folder)
     return drawn
@@ -268,7 +277,7 @@ def _digit_pairs(mnist: Sequence[Entry], emnist: Sequence[Entry]) -> list[tuple[
         for entry in mnist
         for twin in emnist
         if (twin.loss, twin.options) == (entry.loss, entry.options) and entry.sound and twin.sound
-    ][:4]
+    ]
 
 
 def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure | None:
@@ -293,6 +302,57 @@ def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figur
     _angle_legend(figure, grid[1:].ravel())
     title = f"the source of the digits · {setting.title}".replace("MNIST digits, ", "")
     _set_title(figure, title)
+    return figure
+
+
+def draw_style(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure:
+    """CCR against unknowns with both sources of digits, a line a loss and a panel an FPR; what is between them is style."""
+
+    def height(pair: tuple[Entry, Entry]) -> tuple[bool, float]:
+        return LOSSES[pair[0].loss].uses_negatives, pair[0].mean("0.01") or 0.0
+
+    ordered = sorted(pairs, key=height)
+    places = np.arange(len(ordered), dtype=float)
+    with_negatives = np.array([height(pair)[0] for pair in ordered])
+    places[with_negatives] += 1  # a gap between the two kinds
+    figure = Figure(figsize=(11, 0.27 * len(ordered) + 1.8), layout="constrained")
+    for axes, column in zip(figure.subplots(1, len(TARGETS), sharey=True), TARGETS, strict=True):
+        for place, pair in zip(places, ordered, strict=True):
+            means = [mean for entry in pair if (mean := entry.mean(column)) is not None]
+            axes.hlines(
+                place, min(means, default=0), max(means, default=0), color="#999999", lw=2, zorder=1
+            )
+            value = published_value(setting.protocol, pair[0].loss, column)
+            if value is not None and setting.is_published:
+                axes.plot(value, place, "|", color="black", ms=9, mew=1.5, zorder=3)
+        for kind, (name, color) in enumerate((("MNIST", _COLORS[1]), ("EMNIST", _COLORS[2]))):
+            for place, pair in zip(places, ordered, strict=True):
+                mean, interval = pair[kind].mean(column), pair[kind].over_images(column)
+                if mean is None:
+                    continue
+                offset = place + (0.12, -0.12)[kind]
+                if interval is not None:
+                    axes.hlines(offset, *interval, color=color, lw=1, alpha=0.45, zorder=2)
+                axes.plot(mean, place, "os"[kind], color=color, ms=5, zorder=4)
+            axes.plot([], [], "os"[kind], color=color, label=f"{name} digits")
+        if setting.is_published:
+            axes.plot([], [], "|", color="black", ms=9, mew=1.5, label="published (MNIST digits)")
+        axes.set(xlim=(-0.02, 1.02), xlabel=f"CCR at FPR {float(column):g} on unknowns")
+        axes.set_yticks(places, [pair[0].label for pair in ordered])
+        axes.grid(visible=False, axis="y")
+    first = figure.axes[0]
+    for kind, name in enumerate(("without negatives", "with negatives")):
+        if (with_negatives == bool(kind)).any():
+            top = places[with_negatives == bool(kind)].max() + 0.62
+            first.text(0.0, top, name, fontsize=8, style="italic", color="#555555", va="center")
+    first.set_ylim(-0.7, places.max() + 1.1)
+    first.plot([], [], color="#999999", lw=1, label="95 % interval over classes")
+    handles, names = first.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    _set_title(
+        figure,
+        f"the same losses, two sources of digits · {setting.title}".replace("MNIST digits, ", ""),
+    )
     return figure
 
 

@@ -257,8 +257,11 @@ def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> li
     for first, second in grid_figures.digit_twins(settings):
         text, pairs = grid_tables.digits_table(settings[first], settings[second])
         if pairs:
+            parts.append(f"### {first.title.replace('MNIST digits, ', '')}")
+            key = f"{grid_figures.slug(first)}-style"
+            if key in figures:
+                parts.append(f"![CCR of each loss with both sources of digits]({figures[key]})")
             parts += [
-                f"### {first.title.replace('MNIST digits, ', '')}",
                 text,
                 "Share of the knowns missed (rejected, or taken for another class), 1 − CCR:",
                 grid_tables.missed_table(pairs),

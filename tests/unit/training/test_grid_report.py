@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from openset.labels import NEGATIVE, UNKNOWN
-from training import grid_pages, grid_report, grid_tables
+from training import grid_figures, grid_pages, grid_report, grid_tables
 from training.evaluation import REPORT, SCORES_FILE
 from training.grid import Cell, plan
 from training.grid_figures import copy_sheets
@@ -211,6 +211,40 @@ def test_picture_is_drawn_again_unless_it_shows_a_model_that_is_not_here(
     content = picture.read_bytes()
     written(tmp_path)
     assert picture.read_bytes() == content
+
+
+def test_style_figure_has_both_sources_and_the_published_value_of_each_loss(grid: Path) -> None:
+    losses = {"cos_eos": 6.0, "softmax": 3.0, "sfn_cosface": 4.0}
+    for loss, quality in losses.items():
+        for digits, better in (("mnist", 1.0), ("emnist", -1.0)):
+            [cell] = cells(loss, seeds=1, digits=[digits])
+            if not (grid / "runs" / cell.name).exists():
+                finished_run(grid / "runs", cell, quality=quality + better)
+    written(grid)
+    settings = group_rows(read_rows(grid / "results/toy.json"), grid / "runs", grid / "results")
+    published = published_setting("toy")
+    [(first, second)] = grid_figures.digit_twins(settings)
+    twins = [
+        (entry, twin)
+        for entry in settings[first]
+        for twin in settings[second]
+        if entry.loss == twin.loss
+    ]
+    first_panel, axes, _ = grid_figures.draw_style(published, twins).axes
+    names = [label.get_text() for label in first_panel.get_yticklabels()]
+    assert names[-1] == "cos_eos"
+    assert set(names[:-1]) == {"softmax", "sfn_cosface"}
+    places = dict(zip(names, axes.get_yticks(), strict=True))
+    shown = {
+        (line.get_marker(), place): value
+        for line in axes.get_lines()
+        for value, place in line.get_xydata()
+    }
+    for entry, twin in twins:
+        assert shown["o", places[entry.loss]] == entry.mean("0.01")
+        assert shown["s", places[entry.loss]] == twin.mean("0.01")
+    assert shown["|", places["sfn_cosface"]] == pytest.approx(0.4377)
+    assert ("|", places["softmax"]) not in shown  # the thesis has no row for it
 
 
 def test_foreign_classes_that_pass_are_counted_by_what_they_are_taken_for(grid: Path) -> None:
