@@ -312,47 +312,56 @@ def draw_style(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure
         return LOSSES[pair[0].loss].uses_negatives, pair[0].mean("0.01") or 0.0
 
     ordered = sorted(pairs, key=height)
-    places = np.arange(len(ordered), dtype=float)
     with_negatives = np.array([height(pair)[0] for pair in ordered])
-    places[with_negatives] += 1  # a gap between the two kinds
-    figure = Figure(figsize=(11, 0.27 * len(ordered) + 1.8), layout="constrained")
+    places = np.arange(len(ordered)) + 1.0 * with_negatives  # a gap between the two kinds
+    sources = (("MNIST digits", _COLORS[1], "o", 0.15), ("EMNIST digits", _COLORS[2], "s", -0.15))
+    figure = Figure(figsize=(11, 0.3 * len(ordered) + 1.7), layout="constrained")
     for axes, column in zip(figure.subplots(1, len(TARGETS), sharey=True), TARGETS, strict=True):
         for place, pair in zip(places, ordered, strict=True):
-            means = [mean for entry in pair if (mean := entry.mean(column)) is not None]
-            axes.hlines(
-                place, min(means, default=0), max(means, default=0), color="#999999", lw=2, zorder=1
-            )
+            means = [entry.mean(column) for entry in pair]
+            reached = [mean for mean in means if mean is not None]
+            if len(reached) == len(pair):
+                axes.plot(
+                    reached, [place] * len(pair), color="#DDDDDD", lw=7, solid_capstyle="butt", zorder=1
+                )  # fmt: skip
             value = published_value(setting.protocol, pair[0].loss, column)
             if value is not None and setting.is_published:
-                axes.plot(value, place, "|", color="black", ms=9, mew=1.5, zorder=3)
-        for kind, (name, color) in enumerate((("MNIST", _COLORS[1]), ("EMNIST", _COLORS[2]))):
-            for place, pair in zip(places, ordered, strict=True):
-                mean, interval = pair[kind].mean(column), pair[kind].over_images(column)
-                if mean is None:
-                    continue
-                offset = place + (0.12, -0.12)[kind]
-                if interval is not None:
-                    axes.hlines(offset, *interval, color=color, lw=1, alpha=0.45, zorder=2)
-                axes.plot(mean, place, "os"[kind], color=color, ms=5, zorder=4)
-            axes.plot([], [], "os"[kind], color=color, label=f"{name} digits")
-        if setting.is_published:
-            axes.plot([], [], "|", color="black", ms=9, mew=1.5, label="published (MNIST digits)")
+                axes.plot(value, place, "|", color="black", ms=13, mew=1.5, zorder=3)
+            for entry, mean, (_, color, marker, offset) in zip(pair, means, sources, strict=True):
+                interval = entry.over_images(column)
+                if mean is not None and interval is not None:
+                    axes.plot(
+                        interval,
+                        [place + offset] * 2,
+                        color=color,
+                        lw=1.2,
+                        solid_capstyle="butt",
+                        zorder=2,
+                    )
+                if mean is not None:
+                    axes.plot(mean, place + offset, marker, color=color, ms=4.5, zorder=4)
         axes.set(xlim=(-0.02, 1.02), xlabel=f"CCR at FPR {float(column):g} on unknowns")
         axes.set_yticks(places, [pair[0].label for pair in ordered])
+        axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
     first = figure.axes[0]
     for kind, name in enumerate(("without negatives", "with negatives")):
         if (with_negatives == bool(kind)).any():
-            top = places[with_negatives == bool(kind)].max() + 0.62
+            top = places[with_negatives == bool(kind)].max() + 0.7
             first.text(0.0, top, name, fontsize=8, style="italic", color="#555555", va="center")
-    first.set_ylim(-0.7, places.max() + 1.1)
-    first.plot([], [], color="#999999", lw=1, label="95 % interval over classes")
+    first.set_ylim(-0.7, places.max() + 1.2)
+    for name, color, marker, _ in sources:
+        label = f"{name}, with its 95 % interval over classes"
+        first.plot([], [], color=color, marker=marker, ms=4.5, lw=1.2, label=label)
+    first.plot([], [], color="#DDDDDD", lw=7, label="between the two")
+    if setting.is_published:
+        first.plot([], [], "|", color="black", ms=13, mew=1.5, label="published (MNIST digits)")
     handles, names = first.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4)
-    _set_title(
-        figure,
-        f"the same losses, two sources of digits · {setting.title}".replace("MNIST digits, ", ""),
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    title = f"the same losses, two sources of digits · {setting.title}".replace(
+        "MNIST digits, ", ""
     )
+    _set_title(figure, title)
     return figure
 
 

@@ -260,7 +260,11 @@ def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> li
             parts.append(f"### {first.title.replace('MNIST digits, ', '')}")
             key = f"{grid_figures.slug(first)}-style"
             if key in figures:
-                parts.append(f"![CCR of each loss with both sources of digits]({figures[key]})")
+                parts += [
+                    f"![CCR of the losses that were run with both sources of digits]({figures[key]})",
+                    "Means over the seeds that were run. The intervals are of each figure; those of the paired difference stand "
+                    "in the table.",
+                ]
             parts += [
                 text,
                 "Share of the knowns missed (rejected, or taken for another class), 1 − CCR:",

@@ -234,9 +234,9 @@ def test_style_figure_has_both_sources_and_the_published_value_of_each_loss(grid
     names = [label.get_text() for label in first_panel.get_yticklabels()]
     assert names[-1] == "cos_eos"
     assert set(names[:-1]) == {"softmax", "sfn_cosface"}
-    places = dict(zip(names, axes.get_yticks(), strict=True))
+    places = {name: round(place) for name, place in zip(names, axes.get_yticks(), strict=True)}
     shown = {
-        (line.get_marker(), place): value
+        (line.get_marker(), round(place)): value
         for line in axes.get_lines()
         for value, place in line.get_xydata()
     }
