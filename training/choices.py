@@ -37,3 +37,23 @@ def published_protocol(name: str) -> str:
             "a time (make train, make evaluate)"
         )
     return name
+
+
+def seed_range(text: str) -> range:
+    """Seeds on the command line: ``3`` for 1, 2 and 3, ``2-3`` for those alone.
+
+    Raises:
+        argparse.ArgumentTypeError: neither, or no seed in it.
+    """
+    first, dash, last = text.partition("-")
+    if not dash:
+        first, last = "1", text
+    try:
+        seeds = range(int(first), int(last) + 1)
+    except ValueError:
+        seeds = range(0)
+    if not seeds or seeds[0] < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected how many seeds (3: the seeds 1, 2 and 3) or which (2-3), got {text!r}"
+        )
+    return seeds

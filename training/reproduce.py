@@ -7,7 +7,14 @@ import logging
 import sys
 from pathlib import Path
 
-from training.choices import DIGITS, GRID_RUNS, PRECISIONS, RESULTS, published_protocol
+from training.choices import (
+    DIGITS,
+    GRID_RUNS,
+    PRECISIONS,
+    RESULTS,
+    published_protocol,
+    seed_range,
+)
 from training.presets import PRESETS
 from training.protocols import PUBLISHED
 from training.recommendations import RECOMMENDED
@@ -22,7 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol", required=True, type=published_protocol, help=", ".join(PUBLISHED)
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many: 1, 2, ... (default 3)")
+    parser.add_argument(
+        "--seeds",
+        type=seed_range,
+        default="3",
+        help="how many, 1, 2, ... (default 3), or which: 2-3",
+    )
     parser.add_argument(
         "--losses",
         help=f"comma-separated, {RECOMMENDED} among them; default: all twenty, as ranked",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 
 from openset.fitted_scores import ALL_SCORES
 from training import precision
+from training.choices import seed_range
 from training.grid import Cell, all_classes, class_counts, plan, ranked_losses
 from training.grid_rows import cell_columns
 from training.losses import THESIS_LOSSES
@@ -30,6 +32,20 @@ def test_all_losses_come_with_one_seed_before_any_comes_with_the_next() -> None:
     ]  # fmt: skip
     assert len(plan("toy")) == 20 * 3 * 2
     assert len(plan("p1")) == 20 * 3
+
+
+def test_seeds_are_counted_or_named() -> None:
+    arguments = {"losses": ["eos"], "digits": ["mnist"]}
+    assert [cell.seed for cell in plan("toy", **arguments, seeds=seed_range("3"))] == [1, 2, 3]
+    named = plan("toy", **arguments, seeds=seed_range("2-3"))
+    assert named == plan("toy", **arguments, seeds=3)[1:]
+    assert seed_range("3-3") == range(3, 4)
+
+
+@pytest.mark.parametrize("text", ["0", "0-2", "3-2", "-1", "two", "2-", "1,2"])
+def test_seeds_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"which .2-3., got '{text}'"):
+        seed_range(text)
 
 
 def test_thesis_preset_is_the_published_code_with_either_digits_unless_told_otherwise() -> None:
