@@ -83,10 +83,10 @@ cures: install ## variants side by side | CURE=arc_os|scale|feature_dim|backgrou
 recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS= DIGITS= SIZE= PER_CLASS= DEVICE=]
 	@$(PY) -m training.recommend --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,PER_CLASS,--per-class) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
 
-reproduce: install ## the thesis' grid into docs/results | PROTOCOL= [SEEDS=3|2-3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= IMAGE_SIZE= BUDGET_MINUTES= STACK= DEVICE= PRECISION= WORKERS=]
+reproduce: install ## the thesis' grid into docs/results | PROTOCOL= [SEEDS=3|2-3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= IMAGE_SIZE= BUDGET_MINUTES= PROCESSES= STACK= DEVICE= PRECISION= WORKERS=]
 	@$(PY) -m training.reproduce --protocol $(or $(chosen-protocol),toy) $(call flag,PRESET,--preset) $(call flag,SEEDS,--seeds) $(call flag,LOSSES,--losses) \
 	  $(call flag,DIGITS,--digits) $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,IMAGE_SIZE,--image-size) \
-	  $(call flag,BUDGET_MINUTES,--budget-minutes) $(call flag,STACK,--stack) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \
+	  $(call flag,BUDGET_MINUTES,--budget-minutes) $(call flag,PROCESSES,--processes) $(call flag,STACK,--stack) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \
 	  $(foreach option,$(OPTIONS),--option $(option))
 
 report: install ## tables and figures of the grid again, from its rows and stored scores | [PROTOCOL= MERGE=other.json]

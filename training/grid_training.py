@@ -10,6 +10,7 @@ import platform
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,7 @@ from training.grid_rows import (
 )
 from training.losses import LOSSES
 from training.report import build_report
+from training.run_folder import RunInUse, claimed_run
 from training.runs import Run, TrainConfig, write_atomically
 from training.score_fitting import need_fitting, scoring_classifier
 from training.scoring import Scored, score_split
@@ -76,6 +78,8 @@ def reproduce(
     show_progress: bool = True,
 ) -> Outcome:
     """Work through the cells, in order; finished ones are taken as they are, half-trained ones are continued.
+
+    Several processes may do so at once with the same folders: each leaves alone what another one works on.
 
     Args:
         cells: from ``training.grid.plan``.
@@ -121,57 +125,88 @@ def reproduce(
             return True
         return False
 
+    def work(group: list[str], together: int) -> None:
+        """Train and evaluate claimed cells, side by side where more than one may be together."""
+        for member in group:
+            logger.info("%s: training", places[member])
+        diverged: dict[str, Exception] | None = None
+        if together > 1:
+            diverged = train_stack(
+                [configs[member] for member in group],
+                runs=runs,
+                graphs=graphs,
+                show_progress=show_progress,
+            )
+        for member in group:
+            outcome.left.remove(member)
+            try:
+                run = _finish(configs[member], columns[member], runs, show_progress, diverged)
+            except (OSError, MissingClasses, KeyboardInterrupt):
+                outcome.left.insert(0, member)
+                raise  # of the machine or the data: the next cell would meet the same
+            except Exception:  # of this cell alone: it is named, counted and makes the exit code 1
+                logger.exception("%s: failed; the others go on", places[member])
+                outcome.failed.append(member)
+                continue
+            rows = stored_rows(run.folder)
+            merge_rows(file, rows)
+            broken = any("diverged" in row for row in rows)
+            (outcome.diverged if broken else outcome.trained).append(member)
+            logger.info("%s: %s", places[member], _summary(rows))
+
+    elsewhere: list[str] = []
     budget = _Budget(budget_minutes)
     try:
         with budget:
             while outcome.left:
                 name = outcome.left[0]
-                recorded = read_rows(file)
-                if found(name, recorded):
+                if found(name, read_rows(file)):
                     outcome.found.append(outcome.left.pop(0))
                     continue
-                together = stack if can_share(configs[name]) else 1
-                alike = (
-                    other
-                    for other in outcome.left[1:]
-                    if can_share(configs[name], configs[other]) and not found(other, recorded)
-                )
-                group = [name, *itertools.islice(alike, together - 1)]
-                for member in group:
-                    logger.info("%s: training", places[member])
-                diverged: dict[str, Exception] | None = None
-                if together > 1:
-                    diverged = train_stack(
-                        [configs[member] for member in group],
-                        runs=runs,
-                        graphs=graphs,
-                        show_progress=show_progress,
-                    )
-                for member in group:
-                    outcome.left.remove(member)
-                    try:
-                        run = _finish(
-                            configs[member], columns[member], runs, show_progress, diverged
-                        )
-                    except (OSError, MissingClasses, KeyboardInterrupt):
-                        outcome.left.insert(0, member)
-                        raise  # of the machine or the data: the next cell would meet the same
-                    except (
-                        Exception
-                    ):  # of this cell alone: it is named, counted and makes the exit code 1
-                        logger.exception("%s: failed; the others go on", places[member])
-                        outcome.failed.append(member)
+                with ExitStack() as claims:
+                    if not _claim(runs / name, claims):
+                        elsewhere.append(outcome.left.pop(0))
                         continue
-                    rows = stored_rows(run.folder)
-                    merge_rows(file, rows)
-                    broken = any("diverged" in row for row in rows)
-                    (outcome.diverged if broken else outcome.trained).append(member)
-                    logger.info("%s: %s", places[member], _summary(rows))
+                    # Only now is it certain that no other process has finished it meanwhile.
+                    recorded = read_rows(file)
+                    if found(name, recorded):
+                        outcome.found.append(outcome.left.pop(0))
+                        continue
+                    together = stack if can_share(configs[name]) else 1
+                    alike = (
+                        other
+                        for other in outcome.left[1:]
+                        if can_share(configs[name], configs[other])
+                        and not found(other, recorded)
+                        and _claim(runs / other, claims)
+                    )
+                    work([name, *itertools.islice(alike, together - 1)], together)
     except KeyboardInterrupt:
         if not budget.is_spent:
             raise
         logger.info("the budget of %g minutes is spent", budget_minutes)
+    recorded = read_rows(file)
+    for name in elsewhere:
+        (outcome.found if found(name, recorded) else outcome.left).append(name)
     return outcome
+
+
+def left_of(cells: Sequence[Cell], *, data: Path | None, results: Path, device: str) -> list[str]:
+    """Names of the cells that have no rows."""
+    if not cells:
+        return []
+    classes = class_counts(cells[0].config(data=data, device=device))
+    recorded = read_rows(results_file(cells[0].protocol, results))
+    return [cell.name for cell in cells if not is_recorded(cell_columns(cell, classes), recorded)]
+
+
+def _claim(folder: Path, claims: ExitStack) -> bool:
+    """Whether the cell is now this process' own, until the claims end; False where another process works on it."""
+    try:
+        claims.enter_context(claimed_run(folder))
+    except RunInUse:
+        return False
+    return True
 
 
 def _finish(

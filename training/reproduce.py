@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from training.choices import (
@@ -15,6 +17,7 @@ from training.choices import (
     published_protocol,
     seed_range,
 )
+from training.grid_processes import PART, Helpers, end_with_parent
 from training.presets import PRESETS
 from training.protocols import PUBLISHED
 from training.recommendations import RECOMMENDED
@@ -60,6 +63,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="cells that are trained side by side; default: 8 with CUDA, else 1",
     )
     parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="that share the cells and the cores, or the GPU (best under MPS); default: 1",
+    )
+    parser.add_argument(PART, type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
         "--no-graphs", action="store_true", help="stacked cells without CUDA graphs"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
@@ -75,16 +85,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 also where the budget ended it, 1 on an error or a diverged or failed cell."""
+    argv = sys.argv[1:] if argv is None else argv
     arguments = build_parser().parse_args(argv)
+    if arguments.part:
+        end_with_parent()
     # Torch takes seconds: what stands on the command line was read before.
+    import torch
+
     from training import grid_pages
     from training.data import MissingClasses
     from training.grid import plan
-    from training.grid_training import reproduce
+    from training.grid_training import left_of, reproduce
     from training.stacked import ask_for_queues
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    ask_for_queues()
+    who = f"process {arguments.part}: " if arguments.part else ""
+    logging.basicConfig(level=logging.INFO, format=f"{who}%(message)s", stream=sys.stderr)
+    ask_for_queues(arguments.processes)
     options = dict(arguments.option)
     for key in ("image_size", "precision"):
         if getattr(arguments, key) is not None:
@@ -103,32 +119,54 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.list:
             print("\n".join(cell.name for cell in cells))
             return 0
-        outcome = reproduce(
-            cells,
-            data=arguments.data,
-            runs=arguments.runs,
-            results=arguments.results,
-            device=arguments.device,
-            workers=arguments.workers,
-            again=arguments.again,
-            budget_minutes=arguments.budget_minutes,
-            stack=arguments.stack,
-            graphs=not arguments.no_graphs,
-            show_progress=not arguments.quiet,
-        )
-        grid_pages.write(arguments.protocol, runs=arguments.runs, results=arguments.results)
+        processes = 1 if arguments.part else min(arguments.processes, max(1, len(cells)))
+        if arguments.processes < 1:
+            raise ValueError(f"processes must be at least 1, got {arguments.processes}")
+        if processes > 1 and arguments.again:
+            raise ValueError(
+                "--again is for one process: several could not tell what is done again"
+            )
+        with Helpers(argv, processes) if processes > 1 else nullcontext() as helpers:
+            if helpers is not None:
+                torch.set_num_threads(len(os.sched_getaffinity(0)))
+            outcome = reproduce(
+                cells,
+                data=arguments.data,
+                runs=arguments.runs,
+                results=arguments.results,
+                device=arguments.device,
+                workers=arguments.workers,
+                again=arguments.again,
+                budget_minutes=arguments.budget_minutes,
+                stack=arguments.stack,
+                graphs=not arguments.no_graphs,
+                show_progress=not arguments.quiet and not arguments.part,
+            )
+            worst = 0
+            if helpers is not None:
+                worst = helpers.wait()
+                outcome.left = left_of(
+                    cells, data=arguments.data, results=arguments.results, device=arguments.device
+                )
+        if not arguments.part:
+            grid_pages.write(arguments.protocol, runs=arguments.runs, results=arguments.results)
     except (ValueError, MissingClasses, OSError) as error:
         logger.error("error: %s", error)
         return 1
     except KeyboardInterrupt:
-        logger.error("interrupted; the same command continues where it stopped")
+        if not arguments.part:
+            logger.error("interrupted; the same command continues where it stopped")
         return 130
+    if arguments.part:
+        return 1 if outcome.diverged or outcome.failed else 0
     logger.info(
-        "%d trained, %d were there, %d diverged, %d failed, %d left%s",
-        len(outcome.trained), len(outcome.found), len(outcome.diverged), len(outcome.failed), len(outcome.left),
+        "%d trained%s, %d were there%s, %d diverged, %d failed, %d left%s",
+        len(outcome.trained), " by this process" if processes > 1 else "",
+        len(outcome.found), " or are the others'" if processes > 1 else "",
+        len(outcome.diverged), len(outcome.failed), len(outcome.left),
         "; the same command goes on" if outcome.left else "",
     )  # fmt: skip
-    return 1 if outcome.diverged or outcome.failed else 0
+    return 1 if outcome.diverged or outcome.failed else worst
 
 
 if __name__ == "__main__":

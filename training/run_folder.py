@@ -12,6 +12,7 @@ from pathlib import Path
 from training.runs import CONFIG, HOW_NOT_WHAT, TrainConfig
 
 _LOCK = "lock"
+_CLAIM = "claim"
 _held: set[int] = set()
 
 
@@ -26,17 +27,35 @@ def locked_run(folder: Path) -> Iterator[None]:
     Raises:
         RunInUse: somebody does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(
+        folder / _LOCK,
+        f"another process is training {folder}; wait for it, or give this run another name (NAME=, --name)",
+    ):
+        yield
+
+
+@contextmanager
+def claimed_run(folder: Path) -> Iterator[None]:
+    """Nobody else trains and evaluates this cell of a grid meanwhile; as ``locked_run``, which it goes around.
+
+    Raises:
+        RunInUse: somebody does.
+    """
+    with _locked(folder / _CLAIM, f"another process works on {folder}"):
+        yield
+
+
+@contextmanager
+def _locked(file: Path, message: str) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
     # Written to by nobody; network file systems lock only what is open for writing.
-    lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+    lock = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
     _held.add(lock)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunInUse(
-                f"another process is training {folder}; wait for it, or give this run another name (NAME=, --name)"
-            ) from None
+            raise RunInUse(message) from None
         yield
     finally:
         if lock in _held:

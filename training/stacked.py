@@ -43,9 +43,12 @@ logger = logging.getLogger(__name__)
 _WARM_UP = 3
 
 
-def ask_for_queues() -> None:
-    """Let 32 streams run apart, not 8; CUDA reads this when it starts in the process, so it must be said before."""
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+def ask_for_queues(processes: int = 1) -> None:
+    """Let 32 streams run apart, not 8; CUDA reads this when it starts in the process, so it must be said before.
+
+    With 32 for each a GPU that processes share under MPS refuses the fourth; several therefore get 4.
+    """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32" if processes == 1 else "4")
 
 
 def can_share(*configs: TrainConfig) -> bool:

@@ -1,0 +1,193 @@
+"""Several processes on one grid: each cell is trained once, cores are divided, and all end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.unit.training.test_grid_cells import GLYPHS, run_grid
+from training import grid_processes, grid_training, reproduce
+from training.grid import plan
+from training.grid_processes import cores_of
+from training.grid_rows import read_rows
+from training.run_folder import RunInUse, claimed_run, locked_run
+
+ROOT = Path(__file__).parents[3]
+CELLS = {cell.loss: cell.name for cell in plan("glyphs", **GLYPHS)}
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Training and evaluation that only leave rows; the cells that came to it, in order."""
+    order: list[str] = []
+
+    def finish(config, columns, runs: Path, *_: object):
+        order.append(config.loss)
+        return SimpleNamespace(folder=runs / config.name)
+
+    monkeypatch.setattr(grid_training, "_finish", finish)
+    monkeypatch.setattr(grid_training, "stored_rows", lambda _: [])
+    monkeypatch.setattr(grid_training, "merge_rows", lambda *_: None)
+    return order
+
+
+@pytest.fixture
+def cores() -> Iterator[set[int]]:
+    before = os.sched_getaffinity(0)
+    yield before
+    os.sched_setaffinity(0, before)
+
+
+def test_cell_of_another_process_is_left_alone_and_the_next_is_taken(
+    tmp_path: Path, finished: list[str]
+) -> None:
+    with claimed_run(tmp_path / "runs" / CELLS["softmax"]):
+        outcome = run_grid(tmp_path)
+    assert finished == ["eos", "os"]
+    assert outcome.left == [CELLS["softmax"]]
+
+
+def test_claim_ends_with_the_cell(tmp_path: Path, finished: list[str]) -> None:
+    run_grid(tmp_path)
+    for name in CELLS.values():
+        with claimed_run(tmp_path / "runs" / name):
+            pass
+
+
+def test_cell_that_was_finished_before_it_was_claimed_is_not_trained_again(
+    tmp_path: Path, finished: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = grid_training._claim
+
+    def late(folder: Path, claims: object) -> bool:
+        if folder.name == CELLS["eos"]:
+            monkeypatch.setattr(
+                grid_training, "is_recorded", lambda columns, _: columns["loss"] == "eos"
+            )
+        return claim(folder, claims)
+
+    monkeypatch.setattr(grid_training, "_claim", late)
+    outcome = run_grid(tmp_path)
+    assert finished == ["softmax", "os"]
+    assert outcome.found == [CELLS["eos"]]
+
+
+def test_claim_and_lock_of_a_run_do_not_hinder_each_other(tmp_path: Path) -> None:
+    with claimed_run(tmp_path / "run"):
+        with locked_run(tmp_path / "run"):
+            pass
+        with pytest.raises(RunInUse), claimed_run(tmp_path / "run"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("available", "processes", "expected"),
+    [
+        ({0, 1, 2, 3}, 2, [{0, 1}, {2, 3}]),
+        ({1, 3, 5, 7, 9}, 2, [{1, 3}, {5, 7, 9}]),
+        ({0, 1}, 2, [{0}, {1}]),
+        ({0, 1}, 3, [{0, 1}] * 3),
+    ],
+)
+def test_cores_are_divided(
+    monkeypatch: pytest.MonkeyPatch, available: set[int], processes: int, expected: list[set[int]]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: available)
+    assert cores_of(processes) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "0"], "processes must be at least 1, got 0"),
+        (["--processes", "2", "--again"], "--again is for one process"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(
+    tmp_path: Path, arguments: list[str], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert reproduce.main(["--protocol", "glyphs", "--runs", str(tmp_path), *arguments]) == 1
+    assert message in caplog.text
+
+
+def sleeper(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helpers that only sleep, and end with 7 when they are told to."""
+    code = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
+        f"print('up', flush=True); time.sleep({seconds})"
+    )
+    start = subprocess.Popen
+
+    def popen(_: object, **options: object) -> subprocess.Popen[bytes]:
+        child = start([sys.executable, "-c", code], stdout=subprocess.PIPE, **options)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        child.stdout.close()
+        return child
+
+    monkeypatch.setattr(grid_processes.subprocess, "Popen", popen)
+
+
+def test_an_error_here_ends_the_others(monkeypatch: pytest.MonkeyPatch, cores: set[int]) -> None:
+    sleeper(600, monkeypatch)
+    with pytest.raises(KeyboardInterrupt), grid_processes.Helpers([], 3) as helpers:
+        raise KeyboardInterrupt
+    assert helpers.wait() == 7
+
+
+def test_helper_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
+    helper = "from training.grid_processes import end_with_parent; import time; end_with_parent(); time.sleep(600)"
+    code = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {helper!r}], stdin=subprocess.PIPE, start_new_session=True)\n"
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    handle = os.pidfd_open(pid)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    ended = threading.Event()
+
+    def wait() -> None:
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text():
+            time.sleep(0.05)
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    is_over = ended.wait(60)
+    if not is_over:
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    os.close(handle)
+    assert is_over
+
+
+def test_two_processes_train_every_cell_once(tmp_path: Path, cores: set[int]) -> None:
+    arguments = [
+        "--protocol", "glyphs", "--losses", "eos,softmax", "--seeds", "1", "--epochs", "1", "--option", "size=small",
+        "--device", "cpu", "--processes", "2", "--quiet", "--runs", str(tmp_path / "runs"), "--results",
+        str(tmp_path / "results"),
+    ]  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "training.reproduce", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert {row["loss"] for row in read_rows(tmp_path / "results/glyphs.json")} == {
+        "eos",
+        "softmax",
+    }
+    assert ended.stderr.count(": training") == 2
+    assert "process 2: cell 2 of 2" in ended.stderr
+    assert ended.stderr.rstrip().endswith("0 left")
+    assert (tmp_path / "results/glyphs.md").is_file()

@@ -1,0 +1,91 @@
+"""Several processes that share one grid: the one that was started, and others of the same command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+
+PART = "--part"
+_ROOT = Path(__file__).parents[1]
+
+
+class Helpers:
+    """The other processes: each runs the same command as a part, on cores of its own, and ends when this one ends.
+
+    Use it as a context: left by an exception, the others are told to save and end, and waited for.
+    """
+
+    def __init__(self, arguments: Sequence[str], processes: int) -> None:
+        """Start them; this process keeps the first share of the cores.
+
+        Args:
+            arguments: of the command line.
+            processes: how many there are with this one.
+        """
+        shares = cores_of(processes)
+        self._children: list[subprocess.Popen[bytes]] = []
+        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        for number, share in enumerate(shares[1:], 2):
+            os.sched_setaffinity(0, share)  # the child has it from its first instruction on
+            child = subprocess.Popen(
+                [sys.executable, "-m", "training.reproduce", *arguments, PART, str(number)],
+                env={**os.environ, "PYTHONPATH": path},
+                stdin=subprocess.PIPE,
+                # Ctrl-C then reaches this process alone, which tells the others, once.
+                start_new_session=True,
+            )
+            self._children.append(child)
+        os.sched_setaffinity(0, shares[0])
+
+    def __enter__(self) -> Helpers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self.end()
+        self.wait()
+
+    def end(self) -> None:
+        """Tell them to save and end."""
+        for child in self._children:
+            child.terminate()
+
+    def wait(self) -> int:
+        """Wait until all have ended; the highest exit code, 1 for one that was killed."""
+        codes = [child.wait() for child in self._children]
+        for child in self._children:
+            if child.stdin is not None:
+                child.stdin.close()
+        return max((code if code >= 0 else 1 for code in codes), default=0)
+
+
+def cores_of(processes: int) -> list[set[int]]:
+    """The cores of this process, divided; where there are fewer cores than processes, all share all."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < processes:
+        return [set(cores)] * processes
+    bounds = [len(cores) * number // processes for number in range(processes + 1)]
+    return [set(cores[low:high]) for low, high in pairwise(bounds)]
+
+
+def end_with_parent() -> None:
+    """End this process, as SIGTERM does, when the one that started it is gone and the pipe between them with it."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
