@@ -8,8 +8,8 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from openset.labels import GROUP_NAMES, NEGATIVE, UNKNOWN, is_known
-from training.report import own_or_nearest_angle
+from training.grid_statistics import Floats
+from training.report import group_masks, own_or_nearest_angle
 from training.runs import TrainConfig
 from training.scoring import Scored
 
@@ -18,8 +18,6 @@ EDGES = np.linspace(0, math.pi + math.pi / 100, 100)
 # Their centers are free: an angle alone has no probability.
 _WITHOUT_CURVE = ("softmax", "eos", "os", "sm_softmax")
 
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class ProbabilityCurve:
@@ -27,14 +25,14 @@ class ProbabilityCurve:
 
     Attributes:
         scale: the radius s.
-        classes: C.
+        num_classes: C.
         exact: the head's radius is s for every image; a soft head's is the feature's magnitude, only pulled to s.
         cosine_margin: taken from the cosine in training; NaN where there is none.
         angular_margin: added to the angle in training, radians; NaN where there is none.
     """
 
     scale: float
-    classes: int
+    num_classes: int
     exact: bool
     cosine_margin: float = math.nan
     angular_margin: float = math.nan
@@ -52,7 +50,7 @@ class ProbabilityCurve:
         return None
 
     def _at(self, cosine: Floats) -> Floats:
-        result: Floats = 1 / (1 + (self.classes - 1) * np.exp(-self.scale * cosine))
+        result: Floats = 1 / (1 + (self.num_classes - 1) * np.exp(-self.scale * cosine))
         return result
 
     def packed(self) -> Floats:
@@ -62,8 +60,8 @@ class ProbabilityCurve:
     @classmethod
     def unpacked(cls, numbers: Floats) -> ProbabilityCurve:
         """What ``packed`` made."""
-        scale, classes, exact, *margins = numbers.tolist()
-        return cls(scale, int(classes), bool(exact), *margins)
+        scale, num_classes, exact, *margins = numbers.tolist()
+        return cls(scale, int(num_classes), bool(exact), *margins)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +80,11 @@ class Angles:
 
 def angles_of(scored: Scored, config: TrainConfig) -> Angles:
     """The angles of a scored part."""
-    masks = {"known": is_known(scored.labels)}
-    masks |= {GROUP_NAMES[label]: scored.labels == label for label in (NEGATIVE, UNKNOWN)}
     angles = own_or_nearest_angle(scored)
     return Angles(
         {
             group: np.histogram(angles[mask], EDGES)[0].astype(np.int64)
-            for group, mask in masks.items()
-            if mask.any()
+            for group, mask in group_masks(scored).items()
         },
         None if config.loss in _WITHOUT_CURVE else _curve_of(scored, config),
     )

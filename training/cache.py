@@ -7,7 +7,6 @@ It lies in a folder named after what it was made of: ``images.u8`` (the images o
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,9 +14,8 @@ import os
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ import openset.preprocessing
 from openset.preprocessing import Preprocessing, UnreadableImage
 from training.cache_build import CHUNK, DATA, FACTS, INDEX, CacheDamaged, build
 from training.decoded import DecodedImages
+from training.durable import locked_file
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +72,9 @@ def open_cache(
         # torchrun ends the waiting if the first process fails.
         while not (place / FACTS).is_file():
             time.sleep(_PAUSE)
-        with _locked(place / "lock", shared=True):
+        with locked_file(place / "lock", shared=True):
             return _open(place, identity, preprocessing.channels, show_progress, is_checked=True)
-    with _locked(place / "lock"):
+    with locked_file(place / "lock"):
         if not (place / FACTS).is_file():
             others = [file.parent.name for file in sorted(folder.glob(f"*/{FACTS}"))]
             if others:
@@ -108,19 +107,6 @@ def _identity(paths: Sequence[str], root: Path, preprocessing: Preprocessing) ->
         "pillow": PIL.__version__,
         "decoder": hashlib.sha256(Path(openset.preprocessing.__file__).read_bytes()).hexdigest(),
     }
-
-
-@contextmanager
-def _locked(file: Path, *, shared: bool = False) -> Iterator[None]:
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    # Network file systems lock what is open for both reading and writing.
-    with file.open("a+") as stream:
-        try:
-            fcntl.flock(stream, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that works on %s", file.parent)
-            fcntl.flock(stream, kind)
-        yield
 
 
 def _open(

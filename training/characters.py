@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torchvision import datasets
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import Preprocessing
 from training.data import ProtocolData, Split, stratified_split
+from training.durable import locked_file
 from training.protocols import Protocol
 
 CHARACTER_PREPROCESSING = Preprocessing(
@@ -107,7 +109,8 @@ def _read(data: Path, name: str, train: bool, download: bool) -> Arrays:
             )
         )
         try:
-            dataset = read()
+            with _alone_at(data) if download else nullcontext():
+                dataset = read()
         except RuntimeError as error:
             raise FileNotFoundError(
                 f"{name} was not found: expected {data}/{folder.upper()}/raw/ (torchvision's layout) or {packed}; "
@@ -117,6 +120,14 @@ def _read(data: Path, name: str, train: bool, download: bool) -> Arrays:
     if name != "mnist":
         images = images.transpose(0, 2, 1)  # EMNIST arrays are stored with height and width swapped
     return np.ascontiguousarray(images), labels.astype(np.int64)
+
+
+@contextmanager
+def _alone_at(data: Path) -> Iterator[None]:
+    """Two processes would write into one and the same download."""
+    data.mkdir(parents=True, exist_ok=True)
+    with locked_file(data / ".download.lock"):
+        yield
 
 
 def _read_idx(file: Path) -> NDArray[np.uint8]:

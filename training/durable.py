@@ -1,13 +1,17 @@
-"""Files that are replaced whole: after a kill or a power cut there is the former one or the new one, never a part."""
+"""Files that are replaced whole, and locks on them: after a kill there is the former one or the new one, never a part."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -27,6 +31,20 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
         raise
     _sync_folder(file.parent)
+
+
+@contextmanager
+def locked_file(file: Path, *, shared: bool = False) -> Iterator[None]:
+    """Wait until nobody else holds the file, and hold it; with ``shared`` beside others that share it."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    # Network file systems lock what is open for both reading and writing.
+    with file.open("a+") as stream:
+        try:
+            fcntl.flock(stream, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that works on %s", file.parent)
+            fcntl.flock(stream, kind)
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

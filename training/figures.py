@@ -17,6 +17,7 @@ from openset import metrics
 from openset.labels import GROUP_NAMES, NEGATIVE, UNKNOWN, is_known
 from training.angles import EDGES, Angles, ProbabilityCurve, angles_of
 from training.protocols import get_protocol
+from training.report import group_masks
 from training.runs import TrainConfig
 from training.scoring import Scored
 
@@ -51,12 +52,6 @@ def draw_all(scored: Scored, config: TrainConfig, folder: Path) -> None:
             figure = draw(scored, config)
             figure.suptitle(title)
             figure.savefig(folder / f"{name}.png", dpi=150)
-
-
-def _masks(scored: Scored) -> dict[str, NDArray[np.bool_]]:
-    masks = {"known": is_known(scored.labels)}
-    masks |= {GROUP_NAMES[label]: scored.labels == label for label in (NEGATIVE, UNKNOWN)}
-    return {name: mask for name, mask in masks.items() if mask.any()}
 
 
 def draw_oscr(scored: Scored, config: TrainConfig) -> Figure:
@@ -140,7 +135,7 @@ def draw_scores(scored: Scored, config: TrainConfig) -> Figure:
         np.atleast_1d(figure.subplots(1, len(scored.scores))), scored.scores.items(), strict=True
     ):
         edges = np.histogram_bin_edges(scores, 80)
-        for group, mask in _masks(scored).items():
+        for group, mask in group_masks(scored).items():
             _histogram(axes, group, np.histogram(scores[mask], edges)[0], edges)
         axes.set(
             xlabel=f"{name} score" + (" (log-odds)" if name == "softmax" else ""), ylabel="density"

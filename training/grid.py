@@ -95,7 +95,8 @@ def default_epochs(protocol: str) -> int:
 def plan(
     protocol: str,
     *,
-    seeds: int | Sequence[int] = 3,
+    seeds: int = 3,
+    first_seed: int = 1,
     losses: Sequence[str] | None = None,
     digits: Sequence[str] | None = None,
     preset: str | None = None,
@@ -110,7 +111,8 @@ def plan(
 
     Args:
         protocol: name.
-        seeds: how many: 1, 2, ...; or which.
+        seeds: the last: 1, 2, ...
+        first_seed: where to begin; those before are left to another machine.
         losses: names, ``recommended`` among them for the protocol's recommended loss, preset, options and scores; None
             for the thesis' twenty.
         digits: sources, for the toy protocols.
@@ -122,9 +124,8 @@ def plan(
     Raises:
         ValueError: an unknown loss, preset or source of digits, or an option that a loss does not have.
     """
-    each_seed = range(1, seeds + 1) if isinstance(seeds, int) else seeds
-    if not each_seed:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if not 1 <= first_seed <= seeds:
+        raise ValueError(f"seeds must be at least 1, got {seeds}, beginning with {first_seed}")
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
     chosen = ranked_losses(protocol) if losses is None else list(losses)
@@ -142,7 +143,7 @@ def plan(
     for cell in templates:
         _check_options(cell)
     cells: dict[str, Cell] = {}
-    for seed in each_seed:
+    for seed in range(first_seed, seeds + 1):
         for template in templates:
             cell = dataclasses.replace(template, seed=seed)
             # What is recommended may also have been named: one training with the scores of both.

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training import figures
-from training.angles import Angles
 from training.contact_sheet import SHEET
+from training.durable import replacing
 from training.evaluation import SCORES_FILE
-from training.grid_results import Entry, Setting, option_text
+from training.grid_results import Entry, Model, Setting, option_text
 from training.grid_summaries import FPR_GRID, GROUP_LABELS
 from training.losses import LOSSES
 from training.published import TARGETS, published_value
@@ -90,13 +90,16 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
     drawn: dict[str, str] = {}
 
     def keep(key: str, draw: Callable[[], Figure | None], models: dict[str, bool]) -> None:
-        """``models``: what belongs into the picture, and whether it can be drawn here."""
+        """``models``: the runs that belong into the picture, and whether they can be drawn here."""
         file = folder / f"{key}.png"
         shown = {name for name, can_be_drawn in models.items() if can_be_drawn}
         is_drawn = shown and (len(shown) == len(models) or _models_in(file) <= shown)
         figure = draw() if is_drawn else None
         if figure is not None:
-            figure.savefig(file, dpi=_DPI, metadata={_MODELS: " ".join(sorted(shown))})
+            with replacing(file) as stream:
+                figure.savefig(
+                    stream, format="png", dpi=_DPI, metadata={_MODELS: " ".join(sorted(shown))}
+                )
         if file.is_file():
             drawn[key] = f"{folder.name}/{key}.png"
 
@@ -104,50 +107,50 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
         for setting, entries in settings.items():
             name = slug(setting)
             sound = [entry for entry in entries if entry.sound]
-            known = {
-                model.columns["run"]: model.summary is not None
-                for entry in sound
-                for model in entry.sound
-            }
-            with_angles = {_name(entry): _angles(entry) is not None for entry in sound}
+            known = _summarized(sound)
             keep(f"{name}-oscr", partial(draw_oscr, setting, sound, "softmax"), known)
             keep(f"{name}-oscr-logit", partial(draw_oscr, setting, sound, "logit"), known)
             keep(f"{name}-thresholds", partial(draw_thresholds, setting, sound), known)
-            keep(f"{name}-angles", partial(draw_angles, setting, sound), with_angles)
+            of_angles = {
+                (_with_angles(entry) or entry.sound[0]).run: _with_angles(entry) is not None
+                for entry in sound[:_MAX_ANGLE_PANELS]
+            }
+            keep(f"{name}-angles", partial(draw_angles, setting, sound), of_angles)
             if protocol == "toy_vis":
                 for entry in sound:
                     key = f"{name}-{_file_part(entry)}-features"
-                    keep(key, partial(_draw_features, entry), {_name(entry): _has_scores(entry)})
+                    keep(
+                        key,
+                        partial(_draw_features, entry),
+                        {entry.sound[0].run: _has_scores(entry)},
+                    )
         for first, second in digit_twins(settings):
-            pairs = _digit_pairs(settings[first], settings[second])[:_DIGIT_COLUMNS]
-            with_angles = {
-                _name(entry): _angles(entry) is not None for pair in pairs for entry in pair
-            }
-            keep(f"{slug(first)}-digits", partial(draw_digits, first, pairs), with_angles)
             twins = _digit_pairs(settings[first], settings[second])
+            pairs = [pair for pair in twins[:_DIGIT_COLUMNS] if all(map(_with_angles, pair))]
+            in_columns = _summarized([entry for pair in twins[:_DIGIT_COLUMNS] for entry in pair])
+            drawn_columns = {model.run for pair in pairs for entry in pair for model in entry.sound}
+            in_columns = {run: here and run in drawn_columns for run, here in in_columns.items()}
+            keep(f"{slug(first)}-digits", partial(draw_digits, first, pairs), in_columns)
             if len(twins) >= _MIN_STYLE_ROWS:
-                # Of the rows alone, which are always all here.
-                here = {_name(entry): True for pair in twins for entry in pair}
-                keep(f"{slug(first)}-style", partial(draw_style, first, twins), here)
+                everyone = _summarized([entry for pair in twins for entry in pair])
+                keep(f"{slug(first)}-style", partial(draw_style, first, twins), everyone)
     if protocol in ("toy", "toy_vis", "glyphs"):  # photographs stay out of the repository
         drawn |= copy_sheets(settings, folder)
     return drawn
 
 
-def _name(entry: Entry) -> str:
-    return f"{slug(entry.setting)}-{_file_part(entry)}"
+def _summarized(entries: Iterable[Entry]) -> dict[str, bool]:
+    """The runs behind entries, and whether their summaries are here."""
+    return {model.run: model.summary is not None for entry in entries for model in entry.sound}
 
 
 def _has_scores(entry: Entry) -> bool:
     return any(model.has_scores for model in entry.models)
 
 
-def _angles(entry: Entry) -> Angles | None:
-    """Of its first seed whose angles are kept."""
-    summaries = (model.summary for model in entry.models)
-    return next(
-        (one.angles for one in summaries if one is not None and one.angles is not None), None
-    )
+def _with_angles(entry: Entry) -> Model | None:
+    """Its first seed whose angles are kept."""
+    return next((model for model in entry.sound if model.angles is not None), None)
 
 
 def _models_in(file: Path) -> set[str]:
@@ -282,7 +285,6 @@ def _digit_pairs(mnist: Sequence[Entry], emnist: Sequence[Entry]) -> list[tuple[
 
 def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure | None:
     """The same loss with both sources of digits, one column a loss; curves above, angles of each source below."""
-    pairs = [pair for pair in pairs if all(_angles(one) is not None for one in pair)]
     if not pairs:
         return None
     figure = Figure(figsize=(max(5.4, 3.9 * len(pairs)), 8.6), layout="constrained")
@@ -370,7 +372,7 @@ def draw_style(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure
 
 def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
     """One panel a loss: the angles of a seed, with the probability curves of the loss."""
-    chosen = [entry for entry in entries if _angles(entry) is not None][:_MAX_ANGLE_PANELS]
+    chosen = [entry for entry in entries[:_MAX_ANGLE_PANELS] if _with_angles(entry)]
     columns = min(4, len(chosen))
     rows = math.ceil(len(chosen) / columns)
     width = max(5.4, 3.3 * columns)  # the legend's
@@ -397,9 +399,9 @@ def _angle_legend(figure: Figure, panels: Iterable[Axes]) -> None:
 
 
 def _draw_angles_of(axes: Axes, entry: Entry, title: str) -> None:
-    angles = _angles(entry)
-    assert angles is not None
-    figures.angle_panel(axes, angles)
+    model = _with_angles(entry)
+    if model is not None and model.angles is not None:
+        figures.angle_panel(axes, model.angles)
     axes.set_title(title, fontsize=8)
     axes.set_xlabel("")
 

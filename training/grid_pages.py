@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from training import grid_figures, grid_tables
@@ -14,6 +15,7 @@ from training.grid_aims import aims
 from training.grid_results import Entry, Setting, group_rows
 from training.grid_rows import (
     Row,
+    alone_in,
     cell_key,
     merge_rows,
     read_rows,
@@ -43,6 +45,11 @@ def write(protocol: str, *, runs: Path = GRID_RUNS, results: Path = RESULTS) -> 
         runs: folder of the grid's runs; where it lacks one, its rows are enough for the tables.
         results: folder of the rows, where the report goes.
     """
+    with alone_in(runs) if runs.is_dir() else nullcontext():
+        return _write(protocol, runs, results)
+
+
+def _write(protocol: str, runs: Path, results: Path) -> Path | None:
     file = results_file(protocol, results)
     rows = _gather(protocol, runs, file)
     if not rows:

@@ -17,32 +17,36 @@ _ROOT = Path(__file__).parents[1]
 
 
 class Helpers:
-    """The other processes: each runs the same command as a part, on cores of its own, and ends when this one ends.
+    """The other processes: each runs the same command as a part, and ends when this one ends.
 
     Use it as a context: left by an exception, the others are told to save and end, and waited for.
     """
 
-    def __init__(self, arguments: Sequence[str], processes: int) -> None:
-        """Start them; this process keeps the first share of the cores.
+    def __init__(
+        self, arguments: Sequence[str], processes: int, cores: Sequence[set[int]] | None = None
+    ) -> None:
+        """Start them.
 
         Args:
             arguments: of the command line.
             processes: how many there are with this one.
+            cores: of each, this one first; None leaves all to all.
         """
-        shares = cores_of(processes)
         self._children: list[subprocess.Popen[bytes]] = []
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        for number, share in enumerate(shares[1:], 2):
-            os.sched_setaffinity(0, share)  # the child has it from its first instruction on
+        for number in range(1, processes):
+            if cores is not None:
+                os.sched_setaffinity(0, cores[number])  # the child has it from its start
             child = subprocess.Popen(
-                [sys.executable, "-m", "training.reproduce", *arguments, PART, str(number)],
+                [sys.executable, "-m", "training.reproduce", *arguments, PART, str(number + 1)],
                 env={**os.environ, "PYTHONPATH": path},
                 stdin=subprocess.PIPE,
                 # Ctrl-C then reaches this process alone, which tells the others, once.
                 start_new_session=True,
             )
             self._children.append(child)
-        os.sched_setaffinity(0, shares[0])
+        if cores is not None:
+            os.sched_setaffinity(0, cores[0])
 
     def __enter__(self) -> Helpers:
         return self
@@ -54,13 +58,9 @@ class Helpers:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self.end()
+            for child in self._children:
+                child.terminate()
         self.wait()
-
-    def end(self) -> None:
-        """Tell them to save and end."""
-        for child in self._children:
-            child.terminate()
 
     def wait(self) -> int:
         """Wait until all have ended; the highest exit code, 1 for one that was killed."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.angles import angles_of
+from training.angles import Angles, angles_of
 from training.evaluation import SCORES_FILE
 from training.grid import all_classes, default_epochs, differing_options
 from training.grid_rows import CELL_FILE, Row, cell_key
@@ -151,6 +151,17 @@ class Model:
             return None
         interval = _ccr(row, column)["interval_clustered"]
         return None if interval is None else (float(interval[0]), float(interval[1]))
+
+    @property
+    def run(self) -> str:
+        """Its name."""
+        name: str = self.columns["run"]
+        return name
+
+    @property
+    def angles(self) -> Angles | None:
+        """Histograms of its angles, where they are kept."""
+        return None if self.summary is None else self.summary.angles
 
     @cached_property
     def has_scores(self) -> bool:

@@ -170,7 +170,7 @@ def merge_rows(file: Path, rows: Iterable[Row]) -> list[Row]:
     Safe against a second process doing the same, and against being killed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _alone_in(file.parent):
+    with alone_in(file.parent):
         merged = {row_key(row): row for row in read_rows(file)}
         for row in rows:
             former = merged.get(row_key(row))
@@ -203,7 +203,7 @@ def _rounded(value: Any) -> Any:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder; it ends with the process."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 import platform
 import signal
@@ -30,6 +31,7 @@ from training.grid_rows import (
     PUBLISHED_SCORE,
     Row,
     cell_columns,
+    cell_key,
     is_recorded,
     merge_rows,
     read_rows,
@@ -74,6 +76,7 @@ def reproduce(
     again: bool = False,
     budget_minutes: float | None = None,
     stack: int | None = None,
+    processes: int = 1,
     graphs: bool = True,
     show_progress: bool = True,
 ) -> Outcome:
@@ -92,6 +95,7 @@ def reproduce(
         budget_minutes: stop after this time; what was trained is kept.
         stack: train up to so many cells side by side where ``training.stacked`` can; 1 trains each alone. None: 8 with
             CUDA, else 1.
+        processes: that do this at once; none takes more cells together than leaves some to the others.
         graphs: replay the steps of stacked cells as CUDA graphs.
         show_progress: draw bars.
     """
@@ -155,9 +159,10 @@ def reproduce(
             logger.info("%s: %s", places[member], _summary(rows))
 
     elsewhere: list[str] = []
+    kept_claims = ExitStack()
     budget = _Budget(budget_minutes)
     try:
-        with budget:
+        with budget, kept_claims:
             while outcome.left:
                 name = outcome.left[0]
                 if found(name, read_rows(file)):
@@ -173,6 +178,9 @@ def reproduce(
                         outcome.found.append(outcome.left.pop(0))
                         continue
                     together = stack if can_share(configs[name]) else 1
+                    if together > 1 and processes > 1:
+                        unfinished = sum(not found(one, recorded) for one in outcome.left)
+                        together = min(together, math.ceil(unfinished / processes))
                     alike = (
                         other
                         for other in outcome.left[1:]
@@ -180,7 +188,11 @@ def reproduce(
                         and not found(other, recorded)
                         and _claim(runs / other, claims)
                     )
+                    failed = len(outcome.failed)
                     work([name, *itertools.islice(alike, together - 1)], together)
+                    if len(outcome.failed) > failed:
+                        # Not for another process to fail with again.
+                        kept_claims.push(claims.pop_all())
     except KeyboardInterrupt:
         if not budget.is_spent:
             raise
@@ -191,13 +203,19 @@ def reproduce(
     return outcome
 
 
-def left_of(cells: Sequence[Cell], *, data: Path | None, results: Path, device: str) -> list[str]:
-    """Names of the cells that have no rows."""
-    if not cells:
-        return []
+def update(
+    outcome: Outcome, cells: Sequence[Cell], *, data: Path | None, results: Path, device: str
+) -> None:
+    """Take into an outcome what other processes have done: what has rows now is no longer left."""
     classes = class_counts(cells[0].config(data=data, device=device))
-    recorded = read_rows(results_file(cells[0].protocol, results))
-    return [cell.name for cell in cells if not is_recorded(cell_columns(cell, classes), recorded)]
+    rows = read_rows(results_file(cells[0].protocol, results))
+    columns = {cell.name: cell_columns(cell, classes) for cell in cells}
+    broken = {cell_key(row) for row in rows if "diverged" in row}
+    for name in list(outcome.left):
+        if is_recorded(columns[name], rows):
+            outcome.left.remove(name)
+            diverged = cell_key(columns[name]) in broken
+            (outcome.diverged if diverged else outcome.found).append(name)
 
 
 def _claim(folder: Path, claims: ExitStack) -> bool:

@@ -119,7 +119,12 @@ def options_of(
 
 def applies(name: str, loss: str) -> bool:
     """Can an option change what a loss trains? Those of other losses cannot; those of no loss (network, preset, data) can."""
-    return name not in _OF_ANY_LOSS or name in allowed_options(LOSSES[loss], MARGIN_AWARE)
+    spec = LOSSES[loss]
+    if name in ("scale", "scale_probability"):
+        return spec.normalization != "none" or spec.magnitude is not None
+    if name == "turned_negatives":
+        return spec.uses_negatives
+    return name not in _OF_ANY_LOSS or name in allowed_options(spec, MARGIN_AWARE)
 
 
 def refuse_unknown(

@@ -67,6 +67,13 @@ def build_report(
     }
 
 
+def group_masks(scored: Scored) -> dict[str, NDArray[np.bool_]]:
+    """Which samples are "known", "negative" and "unknown", (N,) each; of the groups that there are."""
+    masks = {"known": is_known(scored.labels)}
+    masks |= {name: scored.labels == label for label, name in GROUP_NAMES.items()}
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
 def own_or_nearest_angle(scored: Scored) -> NDArray[np.float32]:
     """Angle to the own class's center for knowns, to the nearest center for foreign samples; radians, (N,)."""
     own = np.take_along_axis(scored.cosines, scored.labels.clip(0)[:, None], axis=1)[:, 0]
@@ -128,8 +135,6 @@ def _center_angles(centers: NDArray[np.float32]) -> dict[str, Any]:
 
 
 def _by_group(scored: Scored, values: NDArray[Any]) -> dict[str, Any]:
-    masks = {"known": is_known(scored.labels)}
-    masks |= {name: scored.labels == label for label, name in GROUP_NAMES.items()}
     return {
         name: {
             "mean": float(values[mask].mean()),
@@ -139,8 +144,7 @@ def _by_group(scored: Scored, values: NDArray[Any]) -> dict[str, Any]:
                 for q, v in zip(_QUANTILES, np.quantile(values[mask], _QUANTILES), strict=True)
             },
         }
-        for name, mask in masks.items()
-        if mask.any()
+        for name, mask in group_masks(scored).items()
     }
 
 

@@ -6,8 +6,8 @@ import argparse
 import logging
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.choices import (
     DIGITS,
@@ -17,11 +17,15 @@ from training.choices import (
     published_protocol,
     seed_range,
 )
-from training.grid_processes import PART, Helpers, end_with_parent
+from training.grid_processes import PART, Helpers, cores_of, end_with_parent
 from training.presets import PRESETS
 from training.protocols import PUBLISHED
 from training.recommendations import RECOMMENDED
 from training.train import parse_option
+
+if TYPE_CHECKING:
+    from training.grid import Cell
+    from training.grid_training import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -87,19 +91,25 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 also where the budget ended it, 1 on an error or a diverged or failed cell."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = build_parser().parse_args(argv)
+    who = f"process {arguments.part}: " if arguments.part else ""
+    logging.basicConfig(level=logging.INFO, format=f"{who}%(message)s", stream=sys.stderr)
     if arguments.part:
         end_with_parent()
-    # Torch takes seconds: what stands on the command line was read before.
-    import torch
+    try:
+        return _run(arguments, argv)
+    except KeyboardInterrupt:
+        if not arguments.part:
+            logger.error("interrupted; the same command continues where it stopped")
+        return 130
 
+
+def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
+    # Torch takes seconds: what stands on the command line was read before.
     from training import grid_pages
     from training.data import MissingClasses
     from training.grid import plan
-    from training.grid_training import left_of, reproduce
     from training.stacked import ask_for_queues
 
-    who = f"process {arguments.part}: " if arguments.part else ""
-    logging.basicConfig(level=logging.INFO, format=f"{who}%(message)s", stream=sys.stderr)
     ask_for_queues(arguments.processes)
     options = dict(arguments.option)
     for key in ("image_size", "precision"):
@@ -108,7 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cells = plan(
             arguments.protocol,
-            seeds=arguments.seeds,
+            seeds=arguments.seeds[-1],
+            first_seed=arguments.seeds[0],
             losses=arguments.losses.split(",") if arguments.losses else None,
             digits=arguments.digits.split(",") if arguments.digits else None,
             preset=arguments.preset,
@@ -119,54 +130,69 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.list:
             print("\n".join(cell.name for cell in cells))
             return 0
-        processes = 1 if arguments.part else min(arguments.processes, max(1, len(cells)))
         if arguments.processes < 1:
             raise ValueError(f"processes must be at least 1, got {arguments.processes}")
-        if processes > 1 and arguments.again:
+        if arguments.processes > 1 and arguments.again:
             raise ValueError(
                 "--again is for one process: several could not tell what is done again"
             )
-        with Helpers(argv, processes) if processes > 1 else nullcontext() as helpers:
-            if helpers is not None:
-                torch.set_num_threads(len(os.sched_getaffinity(0)))
-            outcome = reproduce(
-                cells,
-                data=arguments.data,
-                runs=arguments.runs,
-                results=arguments.results,
-                device=arguments.device,
-                workers=arguments.workers,
-                again=arguments.again,
-                budget_minutes=arguments.budget_minutes,
-                stack=arguments.stack,
-                graphs=not arguments.no_graphs,
-                show_progress=not arguments.quiet and not arguments.part,
-            )
-            worst = 0
-            if helpers is not None:
-                worst = helpers.wait()
-                outcome.left = left_of(
-                    cells, data=arguments.data, results=arguments.results, device=arguments.device
-                )
-        if not arguments.part:
-            grid_pages.write(arguments.protocol, runs=arguments.runs, results=arguments.results)
+        if arguments.part or arguments.processes == 1:
+            outcome, worst = _work(cells, arguments), 0
+        else:
+            outcome, worst = _share(cells, arguments, argv)
+        if arguments.part:
+            return 1 if outcome.diverged or outcome.failed else 0
+        grid_pages.write(arguments.protocol, runs=arguments.runs, results=arguments.results)
     except (ValueError, MissingClasses, OSError) as error:
         logger.error("error: %s", error)
         return 1
-    except KeyboardInterrupt:
-        if not arguments.part:
-            logger.error("interrupted; the same command continues where it stopped")
-        return 130
-    if arguments.part:
-        return 1 if outcome.diverged or outcome.failed else 0
     logger.info(
-        "%d trained%s, %d were there%s, %d diverged, %d failed, %d left%s",
-        len(outcome.trained), " by this process" if processes > 1 else "",
-        len(outcome.found), " or are the others'" if processes > 1 else "",
+        "%d trained, %d were there%s, %d diverged, %d failed, %d left%s",
+        len(outcome.trained),
+        len(outcome.found), " or came from the other processes" if arguments.processes > 1 else "",
         len(outcome.diverged), len(outcome.failed), len(outcome.left),
         "; the same command goes on" if outcome.left else "",
     )  # fmt: skip
     return 1 if outcome.diverged or outcome.failed else worst
+
+
+def _work(cells: list[Cell], arguments: argparse.Namespace) -> Outcome:
+    from training.grid_training import reproduce
+
+    return reproduce(
+        cells,
+        data=arguments.data,
+        runs=arguments.runs,
+        results=arguments.results,
+        device=arguments.device,
+        workers=arguments.workers,
+        again=arguments.again,
+        budget_minutes=arguments.budget_minutes,
+        stack=arguments.stack,
+        processes=arguments.processes,
+        graphs=not arguments.no_graphs,
+        show_progress=not arguments.quiet and not arguments.part,
+    )
+
+
+def _share(
+    cells: list[Cell], arguments: argparse.Namespace, argv: list[str]
+) -> tuple[Outcome, int]:
+    """Work through the cells with other processes; what became of them, and the highest exit code of the others."""
+    import torch
+
+    from training.grid_training import update
+
+    device = cells[0].config(data=arguments.data, device=arguments.device).device
+    # Where a GPU trains, the cores are for whoever decodes.
+    shares = cores_of(arguments.processes) if device == "cpu" else None
+    with Helpers(argv, min(arguments.processes, len(cells)), shares) as helpers:
+        # The threads were counted before this process had its share.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        outcome = _work(cells, arguments)
+        worst = helpers.wait()
+    update(outcome, cells, data=arguments.data, results=arguments.results, device=arguments.device)
+    return outcome, worst
 
 
 if __name__ == "__main__":

@@ -36,9 +36,10 @@ def test_all_losses_come_with_one_seed_before_any_comes_with_the_next() -> None:
 
 def test_seeds_are_counted_or_named() -> None:
     arguments = {"losses": ["eos"], "digits": ["mnist"]}
-    assert [cell.seed for cell in plan("toy", **arguments, seeds=seed_range("3"))] == [1, 2, 3]
-    named = plan("toy", **arguments, seeds=seed_range("2-3"))
-    assert named == plan("toy", **arguments, seeds=3)[1:]
+    assert [cell.seed for cell in plan("toy", **arguments, seeds=3)] == [1, 2, 3]
+    assert [cell.seed for cell in plan("toy", **arguments, seeds=3, first_seed=2)] == [2, 3]
+    assert seed_range("3") == range(1, 4)
+    assert seed_range("2-3") == range(2, 4)
     assert seed_range("3-3") == range(3, 4)
 
 
@@ -167,6 +168,7 @@ def test_name_tells_every_column_of_a_cell_apart() -> None:
     [
         ({"losses": ["eos", "cosos"]}, "no loss cosos"),
         ({"seeds": 0}, "seeds must be at least 1"),
+        ({"seeds": 2, "first_seed": 3}, "got 2, beginning with 3"),
         ({"digits": ["svhn"]}, "digits must be among"),
         ({"losses": ["eos"], "options": {"cosine_margin": 0.2}}, "has no option cosine_margin"),
         ({"preset": "ancient"}, "preset must be one of"),

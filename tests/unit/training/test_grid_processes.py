@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.unit.training.test_grid_cells import GLYPHS, run_grid
+from tests.unit.training.test_grid_report import finished_run
 from training import grid_processes, grid_training, reproduce
 from training.grid import plan
 from training.grid_processes import cores_of
-from training.grid_rows import read_rows
+from training.grid_rows import cell_columns, merge_rows, read_rows, results_file, stored_rows
 from training.run_folder import RunInUse, claimed_run, locked_run
 
 ROOT = Path(__file__).parents[3]
@@ -54,6 +55,61 @@ def test_cell_of_another_process_is_left_alone_and_the_next_is_taken(
         outcome = run_grid(tmp_path)
     assert finished == ["eos", "os"]
     assert outcome.left == [CELLS["softmax"]]
+
+
+def test_failed_cell_is_not_left_for_another_process_to_fail_with(
+    tmp_path: Path, finished: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: dict[str, bool] = {}
+
+    def finish(config: Any, *_: object) -> None:
+        for name in CELLS.values():
+            try:
+                with claimed_run(tmp_path / "runs" / name):
+                    claims[name] = False
+            except RunInUse:
+                claims[name] = True
+        raise RuntimeError(f"out of memory for {config.loss}")
+
+    monkeypatch.setattr(grid_training, "_finish", finish)
+    assert len(run_grid(tmp_path).failed) == 3
+    assert all(claims.values())  # as seen from the last cell
+    with claimed_run(tmp_path / "runs" / CELLS["softmax"]):
+        pass
+
+
+def test_stack_leaves_cells_to_the_other_processes(
+    tmp_path: Path, finished: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[int] = []
+
+    def train_stack(configs: list[Any], **_: object) -> dict[str, Exception]:
+        groups.append(len(configs))
+        return {}
+
+    monkeypatch.setattr(grid_training, "train_stack", train_stack)
+    cells = plan("glyphs", **{**GLYPHS, "losses": ["softmax", "eos", "os", "cosface", "arcface"]})
+    grid_training.reproduce(
+        cells, data=None, runs=tmp_path / "runs", results=tmp_path / "results", device="cpu",
+        stack=8, processes=2, show_progress=False,
+    )  # fmt: skip
+    assert groups[0] == 3
+
+
+def test_what_the_others_did_counts_at_the_end(tmp_path: Path) -> None:
+    cells = plan("glyphs", **GLYPHS)
+    finished_run(tmp_path / "runs", cells[0])
+    rows = stored_rows(tmp_path / "runs" / cells[0].name)
+    diverged = [
+        {**row, **cell_columns(cells[1], rows[0]["classes"]), "diverged": "diverged"}
+        for row in rows[:1]
+    ]
+    merge_rows(results_file("glyphs", tmp_path / "results"), [*rows, *diverged])
+    outcome = grid_training.Outcome(left=[cell.name for cell in cells])
+    grid_training.update(outcome, cells, data=None, results=tmp_path / "results", device="cpu")
+    assert outcome.found == [cells[0].name]
+    assert outcome.diverged == [cells[1].name]
+    assert outcome.left == [cells[2].name]
 
 
 def test_claim_ends_with_the_cell(tmp_path: Path, finished: list[str]) -> None:
@@ -139,7 +195,7 @@ def sleeper(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_error_here_ends_the_others(monkeypatch: pytest.MonkeyPatch, cores: set[int]) -> None:
     sleeper(600, monkeypatch)
-    with pytest.raises(KeyboardInterrupt), grid_processes.Helpers([], 3) as helpers:
+    with pytest.raises(KeyboardInterrupt), grid_processes.Helpers([], 3, cores_of(3)) as helpers:
         raise KeyboardInterrupt
     assert helpers.wait() == 7
 
@@ -158,19 +214,11 @@ def test_helper_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) 
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    ended = threading.Event()
-
-    def wait() -> None:
-        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text():
-            time.sleep(0.05)
-        ended.set()
-
-    threading.Thread(target=wait, daemon=True).start()
-    is_over = ended.wait(60)
-    if not is_over:
+    ended, _, _ = select.select([handle], [], [], 60)
+    if not ended:
         signal.pidfd_send_signal(handle, signal.SIGKILL)
     os.close(handle)
-    assert is_over
+    assert ended
 
 
 def test_two_processes_train_every_cell_once(tmp_path: Path, cores: set[int]) -> None:
@@ -189,5 +237,7 @@ def test_two_processes_train_every_cell_once(tmp_path: Path, cores: set[int]) ->
     }
     assert ended.stderr.count(": training") == 2
     assert "process 2: cell 2 of 2" in ended.stderr
-    assert ended.stderr.rstrip().endswith("0 left")
+    assert ended.stderr.rstrip().endswith(
+        "1 trained, 1 were there or came from the other processes, 0 diverged, 0 failed, 0 left"
+    )
     assert (tmp_path / "results/glyphs.md").is_file()

@@ -206,6 +206,11 @@ def test_picture_is_drawn_again_unless_it_shows_a_model_that_is_not_here(
     shutil.copyfile(two_losses / "results/figures" / picture.name, picture)
     written(tmp_path)
     assert models_in(picture) == before | {come.name}
+    # That of the angles, of one seed of each, was drawn with both; it stays.
+    angles = picture.with_name(picture.name.replace("-oscr", "-angles"))
+    assert models_in(angles) == {
+        cells(loss)[0].name for loss in ("cos_eos", "eos", "os", "norm_os")
+    }
     # One that is shown goes.
     (summaries / f"{cells('eos')[0].name}.npz").unlink()
     content = picture.read_bytes()
@@ -536,6 +541,28 @@ def test_loss_with_negatives_is_compared_with_softmax_eos_and_os(grid: Path) -> 
         "cos_eos − softmax", "cos_eos − eos", "cos_eos − os", "os − softmax", "os − eos", "eos − softmax",
         "cosface − softmax",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "benchmarks"),
+    [({"scale": 20.0}, {"softmax", "eos"}), ({"turned_negatives": 0.5}, {"softmax"})],
+)
+def test_benchmark_need_not_have_what_means_nothing_to_it(
+    grid: Path, option: dict[str, float], benchmarks: set[str]
+) -> None:
+    of_all = {"feature_dim": 40}
+    for loss in ("eos", "softmax"):
+        for cell in [*cells(loss), *cells(loss, options=of_all)]:
+            if not (grid / "runs" / cell.name).exists():
+                finished_run(grid / "runs", cell)
+    for cell in cells("cos_eos", options=of_all | option):
+        finished_run(grid / "runs", cell)
+    compared = {
+        name.split(" − ")[1]
+        for name in differences(grid)
+        if name.startswith("cos_eos (feature_dim=40 ")
+    }
+    assert {f"{loss} (feature_dim=40)" for loss in benchmarks} <= compared
 
 
 def test_benchmark_need_not_have_the_options_of_a_margin(grid: Path) -> None:
