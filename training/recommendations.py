@@ -49,6 +49,13 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
     )
     for protocol in PROTOCOLS
 } | {
+    "glyphs": Recommendation(
+        "cos_eos",
+        "modern",
+        ("logit",),
+        evidence="docs/results/recommend-glyphs.json",
+        provisional=True,
+    ),
     "toy": Recommendation(
         "cos_eos",
         "thesis",
