@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -122,12 +123,10 @@ def _read(data: Path, name: str, train: bool, download: bool) -> Arrays:
     return np.ascontiguousarray(images), labels.astype(np.int64)
 
 
-@contextmanager
-def _alone_at(data: Path) -> Iterator[None]:
-    """Two processes would write into one and the same download."""
+def _alone_at(data: Path) -> AbstractContextManager[None]:
+    """Two processes would write into one and the same download; where nothing can be written there is none."""
     data.mkdir(parents=True, exist_ok=True)
-    with locked_file(data / ".download.lock"):
-        yield
+    return locked_file(data / ".download.lock") if os.access(data, os.W_OK) else nullcontext()
 
 
 def _read_idx(file: Path) -> NDArray[np.uint8]:

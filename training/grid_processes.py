@@ -7,33 +7,31 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 
 PART = "--part"
 _ROOT = Path(__file__).parents[1]
 
 
-class Helpers:
+@contextmanager
+def helpers(
+    arguments: Sequence[str], processes: int, cores: Sequence[set[int]] | None = None
+) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The other processes: each runs the same command as a part, and ends when this one ends.
 
-    Use it as a context: left by an exception, the others are told to save and end, and waited for.
+    Left by an exception, they are told to save and end; left either way, they are waited for.
+
+    Args:
+        arguments: of the command line.
+        processes: how many there are with this one.
+        cores: of each, this one first; None leaves all to all.
     """
-
-    def __init__(
-        self, arguments: Sequence[str], processes: int, cores: Sequence[set[int]] | None = None
-    ) -> None:
-        """Start them.
-
-        Args:
-            arguments: of the command line.
-            processes: how many there are with this one.
-            cores: of each, this one first; None leaves all to all.
-        """
-        self._children: list[subprocess.Popen[bytes]] = []
-        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    children: list[subprocess.Popen[bytes]] = []
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
         for number in range(1, processes):
             if cores is not None:
                 os.sched_setaffinity(0, cores[number])  # the child has it from its start
@@ -44,31 +42,25 @@ class Helpers:
                 # Ctrl-C then reaches this process alone, which tells the others, once.
                 start_new_session=True,
             )
-            self._children.append(child)
+            children.append(child)
         if cores is not None:
             os.sched_setaffinity(0, cores[0])
+        yield children
+    except BaseException:
+        for child in children:
+            child.terminate()
+        raise
+    finally:
+        wait_for(children)
 
-    def __enter__(self) -> Helpers:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            for child in self._children:
-                child.terminate()
-        self.wait()
-
-    def wait(self) -> int:
-        """Wait until all have ended; the highest exit code, 1 for one that was killed."""
-        codes = [child.wait() for child in self._children]
-        for child in self._children:
-            if child.stdin is not None:
-                child.stdin.close()
-        return max((code if code >= 0 else 1 for code in codes), default=0)
+def wait_for(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait until all have ended; the highest exit code, 1 for one that was killed."""
+    codes = [child.wait() for child in children]
+    for child in children:
+        if child.stdin is not None:
+            child.stdin.close()
+    return max((code if code >= 0 else 1 for code in codes), default=0)
 
 
 def cores_of(processes: int) -> list[set[int]]:

@@ -17,7 +17,7 @@ from training.choices import (
     published_protocol,
     seed_range,
 )
-from training.grid_processes import PART, Helpers, cores_of, end_with_parent
+from training.grid_processes import PART, cores_of, end_with_parent, helpers, wait_for
 from training.presets import PRESETS
 from training.protocols import PUBLISHED
 from training.recommendations import RECOMMENDED
@@ -186,11 +186,11 @@ def _share(
     device = cells[0].config(data=arguments.data, device=arguments.device).device
     # Where a GPU trains, the cores are for whoever decodes.
     shares = cores_of(arguments.processes) if device == "cpu" else None
-    with Helpers(argv, min(arguments.processes, len(cells)), shares) as helpers:
+    with helpers(argv, min(arguments.processes, len(cells)), shares) as others:
         # The threads were counted before this process had its share.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         outcome = _work(cells, arguments)
-        worst = helpers.wait()
+        worst = wait_for(others)
     update(outcome, cells, data=arguments.data, results=arguments.results, device=arguments.device)
     return outcome, worst
 

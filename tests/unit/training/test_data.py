@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,31 @@ def test_torchvisions_layout_is_read_too(emnist: Path, tmp_path: Path) -> None:
     ours, theirs = load_protocol("toy", data=emnist), load_protocol("toy", data=tmp_path)
     assert torch.equal(ours.train.images, theirs.train.images)
     np.testing.assert_array_equal(ours.test.labels, theirs.test.labels)
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_download_is_one_process_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: bool
+) -> None:
+    held: list[bool] = []
+
+    def fetch(*_: object, **__: object) -> None:
+        lock = tmp_path / ".download.lock"
+        if not lock.is_file():
+            held.append(False)
+        else:
+            with lock.open("a+") as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held.append(False)
+                except BlockingIOError:
+                    held.append(True)
+        raise RuntimeError("nothing to fetch from")
+
+    monkeypatch.setattr("training.characters.datasets.EMNIST", fetch)
+    with pytest.raises(FileNotFoundError):
+        load_protocol("toy", data=tmp_path, download=download)
+    assert held == [download]
 
 
 def test_missing_emnist_says_where_it_was_looked_for(tmp_path: Path) -> None:

@@ -195,9 +195,10 @@ def sleeper(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_error_here_ends_the_others(monkeypatch: pytest.MonkeyPatch, cores: set[int]) -> None:
     sleeper(600, monkeypatch)
-    with pytest.raises(KeyboardInterrupt), grid_processes.Helpers([], 3, cores_of(3)) as helpers:
+    with pytest.raises(KeyboardInterrupt), grid_processes.helpers([], 3, cores_of(3)) as children:
         raise KeyboardInterrupt
-    assert helpers.wait() == 7
+    assert [child.returncode for child in children] == [7, 7]
+    assert grid_processes.wait_for(children) == 7
 
 
 def test_helper_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
