@@ -21,7 +21,7 @@ flag = $(if $($(1)),$(2) $(if $(3),$(3),$($(1))))
 chosen-protocol = $(if $(filter file,$(origin PROTOCOL)),,$(PROTOCOL))
 need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
 
-.PHONY: help install lock demo train evaluate export calibrate archive serve bench compare-losses cures recommend reproduce report up up-gpu down test lint types chaos clean
+.PHONY: help install lock demo train evaluate export calibrate archive serve bench shortcut compare-losses cures recommend reproduce report up up-gpu down test lint types chaos clean
 
 help: ## list the targets, each with the variables that it takes; those in brackets may be left out
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{n = split($$2, part, " [|] "); printf "  \033[1m%-15s\033[0m %s\n", $$1, part[1]; \
@@ -57,9 +57,9 @@ train: install ## train a model: runs/<name>/; OPTIONS there are: python -m trai
 	  $(call flag,NAME,--name) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \
 	  $(call flag,CACHE,--cache) $(foreach option,$(OPTIONS),--option $(option))
 
-evaluate: install ## report.json, table, figures | RUN=runs/<name> [SCORES= DEVICE= PRECISION=]
+evaluate: install ## report.json, table, figures; DIGITS of toy: test with those of the other source | RUN=runs/<name> [SCORES= DIGITS= DEVICE= PRECISION=]
 	$(call need,RUN,runs/glyphs-cos_eos)
-	@$(PY) -m training.evaluate --run $(RUN) $(call flag,SCORES,--scores) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
+	@$(PY) -m training.evaluate --run $(RUN) $(call flag,SCORES,--scores) $(call flag,DIGITS,--digits) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision)
 
 export: install ## artifact with weights, model card, calibration scores and a factory threshold | RUN= [FPR= CONFIDENCE= NAME= SCORES= DEVICE= PRECISION=]
 	$(call need,RUN,runs/glyphs-cos_eos)
@@ -72,6 +72,9 @@ calibrate: install ## scores of one more serving path | RUN= [DEVICE= PRECISION=
 archive: install ## model_store/<name>.mar | RUN= [NAME=]
 	$(call need,RUN,runs/glyphs-cos_eos)
 	@$(PY) -m serving.archive --artifact $(RUN)/artifact --name $(or $(NAME),$(notdir $(patsubst %/,%,$(RUN))))
+
+shortcut: install ## can foreign images be told by their histogram alone? If so, a CCR on these data says little | [PROTOCOL= DATA= DIGITS= IMAGE_SIZE= PER_CLASS= WORKERS=]
+	@$(PY) -m training.shortcut --protocol $(PROTOCOL) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,IMAGE_SIZE,--image-size) $(call flag,PER_CLASS,--per-class) $(call flag,WORKERS,--workers)
 
 compare-losses: install ## all twenty losses, one epoch each on glyphs, one table of CCR@FPR | [PROTOCOL= EPOCHS= LOSSES=a,b SIZE=]
 	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) $(call flag,SIZE,--size)

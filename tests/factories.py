@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
 from collections.abc import Sequence
@@ -168,6 +169,15 @@ def begun_run(folder: Path, config: TrainConfig) -> None:
     """What training leaves in a run's folder before its first checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(config.to_json())
+
+
+def write_idx(file: Path, array: NDArray[np.uint8] | NDArray[np.int64]) -> None:
+    """A gzipped idx file of bytes, as EMNIST and MNIST are published."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(
+        size.to_bytes(4, "big") for size in array.shape
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
 
 
 def character_split(name: str, kinds: tuple[int, ...], count: int) -> Split:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from openset.artifact import WEIGHTS, BrokenArtifact, read_card
 from openset.model_card import DEFAULT_SCORES
 from training import figures
 from training.contact_sheet import write_contact_sheet
+from training.protocols import WITH_DIGITS
 from training.report import build_report
 from training.runs import Run, write_atomically
 from training.score_fitting import (
@@ -37,7 +39,23 @@ def evaluate(run: Run, **options: Any) -> dict[str, Any]:
     The options are those of ``score_test``.
     """
     score_test(run, **options)
-    return write_report(run)
+    return write_report(run, digits=options.get("digits"))
+
+
+def results_folder(run: Run, digits: str | None = None) -> Path:
+    """Where an evaluation's files lie: in the run, those of a test with another source of digits in a folder of its own.
+
+    Raises:
+        ValueError: the run's protocol has no choice of digits.
+    """
+    if digits is None:
+        return run.folder
+    if run.config.protocol not in WITH_DIGITS:
+        raise ValueError(
+            f"protocol {run.config.protocol} has no choice of digits, got {digits!r}; leave it out"
+        )
+    own = run.config.data_options.get("digits", "emnist")
+    return run.folder if digits == own else run.folder / f"on-{digits}-digits"
 
 
 def score_test(
@@ -48,6 +66,7 @@ def score_test(
     precision: str = "float32",
     rule: str | None = None,
     scores: Sequence[str] | None = None,
+    digits: str | None = None,
     show_progress: bool = True,
 ) -> Scored:
     """Score the test part; write ``scores.npz``, all that ``write_report`` needs, and the contact sheet.
@@ -60,14 +79,22 @@ def score_test(
         rule: of CCR@FPR; default "inclusive", for runs as published "strict".
         scores: which to judge; default softmax and logit and those of the artifact and of the run. The state of a score
             is the artifact's where that holds this model, else it is fitted on training data.
+        digits: source of the test's known digits, for a run of toy; default the run's own. The foreign letters, and with
+            them the thresholds, are the same, so that a model that judges by shape keeps either source's digits.
         show_progress: draw a bar.
     """
     require_device(device)
+    folder = results_folder(run, digits)
     expected = [*DEFAULT_SCORES, *_scores_of_artifact(run), *(run.config.scores or [])]
     names = list(scores or dict.fromkeys(expected))
     fitted = scores_in_artifact(run, which) if need_fitting(names) else {}
     complete = set(need_fitting(names)) <= fitted.keys()
     data = run.protocol_data(("test",) if complete else ("train", "test"))
+    if folder != run.folder:
+        elsewhere = {**run.config.data_options, "digits": digits}
+        tested = dataclasses.replace(run.config, data_options=elsewhere).load_data(("test",))
+        tested.notes.append(f"trained with the digits of another source: {data.notes[0]}")
+        data = dataclasses.replace(tested, train=data.train)
     classifier = scoring_classifier(
         run, data, names, fitted=fitted, which=which, device=device, precision=precision, show_progress=show_progress
     )  # fmt: skip
@@ -79,7 +106,8 @@ def score_test(
         description="test",
         show_progress=show_progress,
     )
-    scored.save(run.folder / SCORES_FILE)
+    folder.mkdir(exist_ok=True)
+    scored.save(folder / SCORES_FILE)
     context = {
         "which": which,
         "device": device,
@@ -93,9 +121,9 @@ def score_test(
         ],
         "counts": data.counts,
     }
-    write_atomically(run.folder / "evaluation.json", json.dumps(context, indent=2) + "\n")
+    write_atomically(folder / "evaluation.json", json.dumps(context, indent=2) + "\n")
     title = f"{run.config.protocol} · {run.config.loss}"
-    write_contact_sheet(scored, data, run.folder / "figures", title=title)
+    write_contact_sheet(scored, data, folder / "figures", title=title)
     return scored
 
 
@@ -106,10 +134,11 @@ def _scores_of_artifact(run: Run) -> list[str]:
         return []
 
 
-def write_report(run: Run) -> dict[str, Any]:
-    """Make report and figures from the stored scores, without the model."""
-    scored = Scored.load(run.folder / SCORES_FILE)
-    context = json.loads((run.folder / "evaluation.json").read_text())
+def write_report(run: Run, *, digits: str | None = None) -> dict[str, Any]:
+    """Make report and figures from the stored scores, without the model; ``digits`` as in ``score_test``."""
+    folder = results_folder(run, digits)
+    scored = Scored.load(folder / SCORES_FILE)
+    context = json.loads((folder / "evaluation.json").read_text())
     factory, doubts = _factory_point(run, scored, f"{context['device']}-{context['precision']}-")
     report = build_report(
         scored,
@@ -120,8 +149,8 @@ def write_report(run: Run) -> dict[str, Any]:
         factory=factory,
         rule=context["rule"],
     )
-    write_atomically(run.folder / REPORT, json.dumps(report, indent=2) + "\n")
-    figures.draw_all(scored, run.config, run.folder / "figures")
+    write_atomically(folder / REPORT, json.dumps(report, indent=2) + "\n")
+    figures.draw_all(scored, run.config, folder / "figures")
     return report
 
 

@@ -15,7 +15,7 @@ from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.choices import DIGITS
 from training.losses import LOSSES, THESIS_LOSSES, build_loss
 from training.presets import PRESETS
-from training.protocols import get_protocol
+from training.protocols import WITH_DIGITS, get_protocol
 from training.recommendations import RECOMMENDED, recommendation
 from training.runs import HOW_NOT_WHAT, TrainConfig, make_config
 
@@ -190,7 +190,7 @@ def _joined(first: Cell, second: Cell) -> Cell:
 def _digit_sources(
     protocol: str, digits: Sequence[str] | None, options: dict[str, Any]
 ) -> tuple[str | None, ...]:
-    if protocol not in ("toy", "toy_vis"):
+    if protocol not in WITH_DIGITS:
         if digits:
             raise ValueError(f"protocol {protocol} has no choice of digits, got {list(digits)}")
         return (None,)

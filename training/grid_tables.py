@@ -13,6 +13,7 @@ from training.grid_statistics import ACCURACY, Interval
 from training.grid_summaries import PASSING_TARGETS
 from training.losses import AS_PUBLISHED, LOSSES
 from training.options import applies
+from training.protocols import WITH_DIGITS
 from training.published import (
     comparisons,
     has_replicates,
@@ -147,7 +148,7 @@ def command(setting: Setting, losses: str, *, seeds: int = 1, options: str = "")
 
 def published_setting(protocol: str) -> Setting:
     """The setting of the thesis' table, whether anything was run in it or not."""
-    digits = "mnist" if protocol in ("toy", "toy_vis") else None
+    digits = "mnist" if protocol in WITH_DIGITS else None
     return Setting(
         protocol, "thesis", digits, default_epochs(protocol), all_classes(protocol), True
     )

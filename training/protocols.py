@@ -20,6 +20,8 @@ UNKNOWN_LETTERS = tuple("PQRSTUVWXYZ")
 FOLDERS = "folders"
 PUBLISHED = ("glyphs", "toy", "toy_vis", "p1", "p2", "p3")
 PROTOCOLS = (*PUBLISHED, FOLDERS)
+# Those with a choice of where the knowns are from: MNIST or EMNIST.
+WITH_DIGITS = ("toy", "toy_vis")
 
 
 @dataclass(frozen=True)

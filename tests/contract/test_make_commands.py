@@ -35,6 +35,7 @@ def parsed(*words: str) -> tuple[str, argparse.Namespace]:
     "words",
     [
         ["reproduce"], ["report"], ["cures", "CURE=scale"], ["recommend"], ["train"],
+        ["evaluate", "RUN=runs/x", "DIGITS=emnist"], ["shortcut", "PROTOCOL=toy", "DATA=/data", "PER_CLASS=50"],
         ["reproduce", "PROTOCOL=p1", "SEEDS=1", "LOSSES=eos,os", "DATA=/data", "EPOCHS=2", "PRESET=modern", "IMAGE_SIZE=64",
          "BUDGET_MINUTES=5", "DEVICE=cpu", "PRECISION=bfloat16", "WORKERS=1", "OPTIONS=scale=adacos compile=true"],
         ["report", "PROTOCOL=toy", "MERGE=other.json"],

@@ -14,6 +14,7 @@ from PIL import Image
 
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import UnreadableImage
+from tests.factories import write_idx
 from training import batches
 from training.augmentation import TurnedNegatives
 from training.batches import Share, training_loader
@@ -74,14 +75,6 @@ def test_unknown_protocol_names_the_known_ones() -> None:
 
 
 # -- toy -------------------------------------------------------------------------------------------------------------
-
-
-def write_idx(file: Path, array: np.ndarray) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(
-        size.to_bytes(4, "big") for size in array.shape
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,16 +15,16 @@ from openset.artifact import CALIBRATION, load_artifact, read_card
 from openset.calibration import load_score_sets
 from openset.fitted_scores import ALL_SCORES, FITTED_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
-from tests.factories import DIGITS, begun_run, character_data
+from tests.factories import DIGITS, begun_run, character_data, write_idx
 from training import evaluate as evaluate_module
 from training import export as export_module
 from training import score_fitting
 from training.artifact_export import export
 from training.data import ProtocolData
 from training.engine import Trainer
-from training.evaluation import evaluate
+from training.evaluation import REPORT, SCORES_FILE, evaluate, write_report
 from training.runs import Run, make_config
-from training.scoring import score_split
+from training.scoring import Scored, score_split
 
 
 @pytest.fixture
@@ -166,3 +168,57 @@ def test_misspelt_score_is_refused_with_the_list(
 def test_a_run_of_no_epochs_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         make_config("glyphs", "cos_eos", epochs=0)
+
+
+# -- the digits of another source --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy_run(tmp_path: Path) -> Run:
+    """Of EMNIST's digits, which are bright here; MNIST's are blank."""
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        digits, letters = np.repeat(np.arange(10), 4), np.repeat(np.arange(1, 27), 4)
+        for name, labels, value in (
+            (f"emnist/emnist-mnist-{part}", digits, 255),
+            (f"emnist/emnist-letters-{part}", letters, 90),
+            (f"mnist/{prefix}", digits, 0),
+        ):
+            images = np.full((len(labels), 28, 28), value, np.uint8)
+            write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", images)
+            write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", labels)
+    config = make_config("toy", "cos_eos", epochs=1, device="cpu", name="toy", data=tmp_path)
+    begun_run(tmp_path / "toy", config)
+    data = config.load_data(("train", "validation"))
+    Trainer(config, data, tmp_path / "toy", show_progress=False).save("last.pt")
+    return Run(tmp_path / "toy")
+
+
+def test_run_is_tested_with_the_digits_of_another_source(toy_run: Run) -> None:
+    own = evaluate(toy_run, show_progress=False)
+    other = evaluate(toy_run, digits="mnist", show_progress=False)
+    folder = toy_run.folder / "on-mnist-digits"
+    assert json.loads((folder / REPORT).read_text()) == json.loads(json.dumps(other))
+    assert json.loads((toy_run.folder / REPORT).read_text()) == json.loads(json.dumps(own))
+    assert any("MNIST" in note for note in other["notes"])
+    assert any(
+        "trained with the digits of another source: digits: EMNIST" in n for n in other["notes"]
+    )
+    first, second = (Scored.load(place / SCORES_FILE) for place in (toy_run.folder, folder))
+    known = is_known(first.labels)
+    # The letters, and with them every threshold, are the same; the digits are not.
+    np.testing.assert_array_equal(first.features[~known], second.features[~known])
+    assert not np.allclose(first.features[known], second.features[known])
+    assert write_report(toy_run, digits="mnist") == other
+
+
+def test_own_source_of_digits_is_the_plain_evaluation(toy_run: Run) -> None:
+    evaluate(toy_run, digits="emnist", show_progress=False)
+    assert (toy_run.folder / REPORT).is_file()
+    assert not (toy_run.folder / "on-emnist-digits").exists()
+
+
+def test_digits_of_a_protocol_without_a_choice_are_refused(
+    tmp_path: Path, loaded: list[tuple[str, ...]]
+) -> None:
+    with pytest.raises(ValueError, match="glyphs has no choice of digits"):
+        evaluate(run_of(tmp_path), digits="mnist", show_progress=False)
