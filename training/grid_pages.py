@@ -280,12 +280,29 @@ def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> li
             key = f"{grid_figures.slug(first)}-digits"
             if key in figures:
                 parts.append(f"![CCR against FPR with both sources of digits]({figures[key]})")
+    parts += _other_digits(settings)
     if not parts:
         return []
     return [
         "## How much of the separation is style?",
         "The same losses and training; only the source of the known digits differs. The foreign letters are EMNIST's in "
         "both: MNIST's digits were converted otherwise, so that they can be told from letters by their style alone.",
+        *parts,
+    ]
+
+
+def _other_digits(settings: dict[Setting, list[Entry]]) -> list[str]:
+    parts = []
+    for setting, entries in settings.items():
+        text = grid_tables.other_digits_table(entries)
+        if text:
+            parts += [f"#### {setting.title}", text]
+    if not parts:
+        return []
+    return [
+        "### Digits of the source that was not trained with",
+        "The same models, letters and thresholds; only the digits of the test are those of the other source. What a model "
+        "learned of shapes holds for both; what it learned of its digits' style does not.",
         *parts,
     ]
 

@@ -86,7 +86,7 @@ class Setting:
         known, negative, unknown = (int(count) for count in self.classes.split("/"))
         if column == ACCURACY:
             return known
-        return min(known, unknown if group == "unknowns" else negative)
+        return min(known, unknown if group.startswith("unknowns") else negative)
 
     @property
     def title(self) -> str:

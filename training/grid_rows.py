@@ -31,6 +31,8 @@ _KEY = (*_CELL_KEY, "group", "score")
 _CELL_FIGURES = ("value", "interval", "interval_clustered", "false_negative_rate")
 GROUPS = {"negative": "negatives", "unknown": "unknowns"}
 VALIDATION_GROUP = "validation_negatives"
+# The same foreign letters and thresholds, with the known digits of the source that was not trained with.
+OTHER_DIGITS_GROUPS = {group: f"{name}_other_digits" for group, name in GROUPS.items()}
 # The score as published, in float32: where it ties at 1, a low FPR is out of reach.
 PUBLISHED_SCORE = "softmax_float32"
 
@@ -69,6 +71,7 @@ def rows_of(
     test: dict[str, Any],
     validation: dict[str, Any] | None,
     published_score: dict[str, Any] | None = None,
+    other_digits: dict[str, Any] | None = None,
 ) -> list[Row]:
     """One row a group and score.
 
@@ -78,10 +81,13 @@ def rows_of(
         test: report of the test part (``training.report.build_report``).
         validation: report of the validation part, or None.
         published_score: report of the test part with ``PUBLISHED_SCORE``, or None.
+        other_digits: report of the test part with the digits of the other source, or None.
     """
     parts = [(test, GROUPS)]
     if published_score is not None:
         parts.append((published_score, GROUPS))
+    if other_digits is not None:
+        parts.append((other_digits, OTHER_DIGITS_GROUPS))
     if validation is not None:
         parts.append((validation, {"negative": VALIDATION_GROUP}))
     rows = []
@@ -128,6 +134,7 @@ def stored_rows(folder: Path) -> list[Row]:
             test=json.loads((folder / REPORT).read_text()),
             validation=record["validation"],
             published_score=record.get("published_score"),
+            other_digits=record.get("other_digits"),
         )
         for row in rows:
             row_key(row)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.choices import GRID_RUNS, RESULTS
+from training.choices import DIGITS, GRID_RUNS, RESULTS
 from training.data import MissingClasses
 from training.engine import TrainingDiverged
 from training.evaluation import score_test, write_report
@@ -39,6 +39,7 @@ from training.grid_rows import (
     stored_rows,
 )
 from training.losses import LOSSES
+from training.protocols import WITH_DIGITS
 from training.report import build_report
 from training.run_folder import RunInUse, claimed_run
 from training.runs import Run, TrainConfig, write_atomically
@@ -266,8 +267,9 @@ def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
     """Score test and validation part and write the test's report.
 
     Returns:
-        ``validation``, the figures that a choice between losses and scores may look at, and ``published_score``, those of
-        the test with float32 probabilities; None for a background class, which the published code does not have.
+        ``validation``, the figures that a choice between losses and scores may look at; ``published_score``, those of the
+        test with float32 probabilities, None for a background class, which the published code does not have; and
+        ``other_digits``, those of the test with the digits of the other source, None where there are none.
 
     Raises:
         TrainingDiverged: a score is not finite.
@@ -295,7 +297,24 @@ def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
         else _figures(
             replace(scored, scores={PUBLISHED_SCORE: float32_probabilities(scored)}), rule
         ),
+        "other_digits": _with_other_digits(run, device, rule, show_progress),
     }
+
+
+def _with_other_digits(
+    run: Run, device: str, rule: str, show_progress: bool
+) -> dict[str, Any] | None:
+    """What is kept of digits that a model was not trained with; what it learned of its own digits' style is not in them."""
+    if run.config.protocol not in WITH_DIGITS:
+        return None
+    own = run.config.data_options.get("digits", "emnist")
+    [other] = (source for source in DIGITS if source != own)
+    try:
+        scored = score_test(run, device=device, digits=other, show_progress=show_progress)
+    except FileNotFoundError as error:
+        logger.info("%s: not tested with the digits of the other source: %s", run.folder, error)
+        return None
+    return _figures(scored, rule)
 
 
 def float32_probabilities(scored: Scored) -> NDArray[np.float32]:

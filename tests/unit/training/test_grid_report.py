@@ -60,7 +60,12 @@ def scored(quality: float, seed: int) -> Scored:
 
 
 def finished_run(
-    runs: Path, cell: Cell, *, quality: float = 5.0, evaluated: str = "2026-01-01"
+    runs: Path,
+    cell: Cell,
+    *,
+    quality: float = 5.0,
+    evaluated: str = "2026-01-01",
+    on_other_digits: float | None = None,
 ) -> Path:
     """What ``reproduce`` leaves behind for one cell."""
     folder = runs / cell.name
@@ -75,6 +80,11 @@ def finished_run(
     }  # fmt: skip
     columns = cell_columns(cell, "10/11/11")
     record = {"columns": columns, "provenance": provenance, "validation": None}
+    if on_other_digits is not None:
+        other = scored(on_other_digits, cell.seed)
+        record["other_digits"] = build_report(
+            other, config={}, notes=NOTES, counts=COUNTS, factory=None, repeats=5
+        )
     (folder / CELL_FILE).write_text(json.dumps(record))
     return folder
 
@@ -749,3 +759,27 @@ def test_numbers_are_written_as_in_the_thesis(value: float | None, text: str) ->
 def test_intervals_have_three_digits() -> None:
     assert interval_text((0.97006, 1.0)) == "[.970, 1.000]"
     assert interval_text(None) == ""
+
+
+def test_models_are_shown_with_the_digits_that_they_were_not_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
+    for cell in cells("cos_eos", seeds=1):
+        finished_run(tmp_path / "runs", cell, quality=6.0, on_other_digits=1.0)
+    for cell in cells("eos", seeds=1):
+        finished_run(tmp_path / "runs", cell, quality=6.0)
+    text = section(written(tmp_path), "### Digits of the source that was not trained with")
+    assert "`eos`" not in text  # an older evaluation, which did not test that
+    line = line_of(text, "cos_eos")
+    rows = {
+        row["group"]: row
+        for row in read_rows(tmp_path / "results/toy.json")
+        if (row["loss"], row["score"]) == ("cos_eos", "softmax")
+    }
+    own, other = (
+        rows[group]["ccr_at_fpr"]["0.1"]["value"] for group in ("unknowns", "unknowns_other_digits")
+    )
+    assert other < 0.5 < own
+    assert line[5].startswith(number(own))
+    assert line[6].startswith(number(other))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from openset.labels import NEGATIVE, UNKNOWN, is_known
 from tests.factories import DIGITS, begun_run, character_data, write_idx
 from training import evaluate as evaluate_module
 from training import export as export_module
-from training import score_fitting
+from training import grid_training, score_fitting
 from training.artifact_export import export
 from training.data import ProtocolData
 from training.engine import Trainer
@@ -222,3 +223,11 @@ def test_digits_of_a_protocol_without_a_choice_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="glyphs has no choice of digits"):
         evaluate(run_of(tmp_path), digits="mnist", show_progress=False)
+
+
+def test_cell_of_the_grid_keeps_what_it_makes_of_the_other_digits(toy_run: Run) -> None:
+    found = grid_training._evaluation(toy_run, "cpu", show_progress=False)
+    other = evaluate(toy_run, digits="mnist", show_progress=False)
+    assert found["other_digits"]["accuracy"] == other["accuracy"]
+    shutil.rmtree(Path(toy_run.config.data or "") / "mnist")
+    assert grid_training._evaluation(toy_run, "cpu", show_progress=False)["other_digits"] is None
