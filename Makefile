@@ -73,8 +73,9 @@ archive: install ## model_store/<name>.mar | RUN= [NAME=]
 	$(call need,RUN,runs/glyphs-cos_eos)
 	@$(PY) -m serving.archive --artifact $(RUN)/artifact --name $(or $(NAME),$(notdir $(patsubst %/,%,$(RUN))))
 
-shortcut: install ## can foreign images be told by their histogram alone? If so, a CCR on these data says little | [PROTOCOL= DATA= DIGITS= IMAGE_SIZE= PER_CLASS= WORKERS=]
-	@$(PY) -m training.shortcut --protocol $(PROTOCOL) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,IMAGE_SIZE,--image-size) $(call flag,PER_CLASS,--per-class) $(call flag,WORKERS,--workers)
+shortcut: install ## can foreign images be told by a histogram of values? If so, a CCR on these data says little | [PROTOCOL= DATA= DIGITS= IMAGE_SIZE= PER_CLASS= WORKERS= JSON= FIGURE=]
+	@$(PY) -m training.shortcut --protocol $(PROTOCOL) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,IMAGE_SIZE,--image-size) $(call flag,PER_CLASS,--per-class) $(call flag,WORKERS,--workers) \
+	  $(call flag,JSON,--json) $(call flag,FIGURE,--figure)
 
 compare-losses: install ## all twenty losses, one epoch each on glyphs, one table of CCR@FPR | [PROTOCOL= EPOCHS= LOSSES=a,b SIZE=]
 	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) $(call flag,SIZE,--size)

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--digits",
         choices=DIGITS,
-        help="of toy: test with the digits of this source; default: as trained",
+        help="of toy and toy_vis: test with the digits of this source; default: as trained",
     )
     parser.add_argument(
         "--from-scores", action="store_true", help="only redraw from the stored scores"

@@ -17,7 +17,7 @@ from openset.artifact import WEIGHTS, BrokenArtifact, read_card
 from openset.model_card import DEFAULT_SCORES
 from training import figures
 from training.contact_sheet import write_contact_sheet
-from training.protocols import WITH_DIGITS
+from training.data import ProtocolData
 from training.report import build_report
 from training.runs import Run, write_atomically
 from training.score_fitting import (
@@ -43,19 +43,18 @@ def evaluate(run: Run, **options: Any) -> dict[str, Any]:
 
 
 def results_folder(run: Run, digits: str | None = None) -> Path:
-    """Where an evaluation's files lie: in the run, those of a test with another source of digits in a folder of its own.
+    """Where an evaluation's files lie: in the run; those of a test with the other source's digits in ``on-<it>-digits``.
 
     Raises:
         ValueError: the run's protocol has no choice of digits.
     """
     if digits is None:
         return run.folder
-    if run.config.protocol not in WITH_DIGITS:
+    if run.config.digits is None:
         raise ValueError(
             f"protocol {run.config.protocol} has no choice of digits, got {digits!r}; leave it out"
         )
-    own = run.config.data_options.get("digits", "emnist")
-    return run.folder if digits == own else run.folder / f"on-{digits}-digits"
+    return run.folder if digits == run.config.digits else run.folder / f"on-{digits}-digits"
 
 
 def score_test(
@@ -89,12 +88,8 @@ def score_test(
     names = list(scores or dict.fromkeys(expected))
     fitted = scores_in_artifact(run, which) if need_fitting(names) else {}
     complete = set(need_fitting(names)) <= fitted.keys()
-    data = run.protocol_data(("test",) if complete else ("train", "test"))
-    if folder != run.folder:
-        elsewhere = {**run.config.data_options, "digits": digits}
-        tested = dataclasses.replace(run.config, data_options=elsewhere).load_data(("test",))
-        tested.notes.append(f"trained with the digits of another source: {data.notes[0]}")
-        data = dataclasses.replace(tested, train=data.train)
+    parts = ("test",) if complete else ("train", "test")
+    data = run.protocol_data(parts) if folder == run.folder else _on_other_digits(run, parts)
     classifier = scoring_classifier(
         run, data, names, fitted=fitted, which=which, device=device, precision=precision, show_progress=show_progress
     )  # fmt: skip
@@ -122,9 +117,32 @@ def score_test(
         "counts": data.counts,
     }
     write_atomically(folder / "evaluation.json", json.dumps(context, indent=2) + "\n")
-    title = f"{run.config.protocol} · {run.config.loss}"
-    write_contact_sheet(scored, data, folder / "figures", title=title)
+    write_contact_sheet(scored, data, folder / "figures", title=_title(run, folder))
     return scored
+
+
+def _on_other_digits(run: Run, parts: Sequence[str]) -> ProtocolData:
+    """The test part with the digits that the run was not trained with; what fits scores stays the run's own."""
+    other = run.config.other_digits
+    assert other is not None
+    tested = run.config.tested_with(other).load_data(("test",))
+    own = str(run.config.digits).upper()
+    data = dataclasses.replace(
+        tested,
+        notes=[*tested.notes, f"the model was trained with {own}'s digits"],
+        counts={"test": tested.counts["test"]},
+    )
+    if "train" in parts:
+        data = dataclasses.replace(data, train=run.protocol_data(("train",)).train)
+    return data
+
+
+def _title(run: Run, folder: Path) -> str:
+    """Of figures."""
+    parts = [run.config.protocol, run.config.loss]
+    if folder != run.folder:
+        parts.append(folder.name.replace("-", " "))
+    return " · ".join(parts)
 
 
 def _scores_of_artifact(run: Run) -> list[str]:
@@ -150,7 +168,7 @@ def write_report(run: Run, *, digits: str | None = None) -> dict[str, Any]:
         rule=context["rule"],
     )
     write_atomically(folder / REPORT, json.dumps(report, indent=2) + "\n")
-    figures.draw_all(scored, run.config, folder / "figures")
+    figures.draw_all(scored, run.config, folder / "figures", title=_title(run, folder))
     return report
 
 

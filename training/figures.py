@@ -38,10 +38,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw_all(scored: Scored, config: TrainConfig, folder: Path) -> None:
+def draw_all(scored: Scored, config: TrainConfig, folder: Path, *, title: str) -> None:
     """Write every figure that the data allow, as PNG."""
     folder.mkdir(exist_ok=True)
-    title = f"{config.protocol} · {config.loss}"
     drawings = {"angles": draw_angles, "scores": draw_scores}
     if not is_known(scored.labels).all():
         drawings["oscr"] = draw_oscr

@@ -107,6 +107,7 @@ def _sections(
         ]
     parts += _aims(settings, protocol)
     parts += _digits(settings, figures)
+    parts += _other_digits(settings)
     if entries:
         parts.append("## The published setting in detail")
     parts += _comparison(published, entries, figures)
@@ -280,7 +281,6 @@ def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> li
             key = f"{grid_figures.slug(first)}-digits"
             if key in figures:
                 parts.append(f"![CCR against FPR with both sources of digits]({figures[key]})")
-    parts += _other_digits(settings)
     if not parts:
         return []
     return [
@@ -296,13 +296,14 @@ def _other_digits(settings: dict[Setting, list[Entry]]) -> list[str]:
     for setting, entries in settings.items():
         text = grid_tables.other_digits_table(entries)
         if text:
-            parts += [f"#### {setting.title}", text]
+            parts += [f"### {setting.title}", text]
     if not parts:
         return []
     return [
-        "### Digits of the source that was not trained with",
-        "The same models, letters and thresholds; only the digits of the test are those of the other source. What a model "
-        "learned of shapes holds for both; what it learned of its digits' style does not.",
+        "## Tested with the other source's digits",
+        "The same models, letters and thresholds; only the digits of the test are of the source that the model was not trained "
+        "with (other), beside those of its own. What a model learned of its digits' style is not in them. Differences are "
+        "paired: the same classes are drawn for both.",
         *parts,
     ]
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from training.angles import Angles, angles_of
-from training.evaluation import SCORES_FILE
+from training.evaluation import SCORES_FILE, results_folder
 from training.grid import all_classes, default_epochs, differing_options
-from training.grid_rows import CELL_FILE, Row, cell_key
+from training.grid_rows import CELL_FILE, GROUPS, OTHER_DIGITS_GROUP, Row, cell_key
 from training.grid_statistics import (
     ACCURACY,
     Floats,
@@ -182,11 +182,16 @@ class Model:
         is_whole = kept is not None and kept.angles is not None
         if is_whole or not self.has_scores:
             return kept
+        run = Run(self.folder)
+        other = None
+        if (OTHER_DIGITS_GROUP, "softmax") in self.rows:
+            other = results_folder(run, run.config.other_digits) / SCORES_FILE
         made = summarize(
             ModelScores.load(self.folder / SCORES_FILE),
             rule=self.columns["rule"],
             evaluated=self.columns["evaluated"],
-            angles=angles_of(Scored.load(self.folder / SCORES_FILE), Run(self.folder).config),
+            angles=angles_of(Scored.load(self.folder / SCORES_FILE), run.config),
+            other_digits=ModelScores.load(other) if other and other.is_file() else None,
         )
         made.save(file)
         return Summary.load(file)
@@ -285,7 +290,7 @@ class Entry:
 
     def replicates(self, group: str, score: str) -> dict[str, Floats] | None:
         """Bootstrap replicates of the means over seeds; None where a model's are neither here nor kept."""
-        if group not in GROUP_LABELS or len(self.sound) != len(self.models):
+        if group not in (*GROUP_LABELS, OTHER_DIGITS_GROUP) or len(self.sound) != len(self.models):
             return None
         found = [model.summary for model in self.models]
         parts = [one.replicates.get((group, score)) for one in found if one is not None]
@@ -317,31 +322,24 @@ def difference(
     second: Entry,
     column: str,
     *,
-    group: str = "unknowns",
+    groups: tuple[str, str] = ("unknowns", "unknowns"),
     scores: tuple[str, str] = ("softmax", "softmax"),
 ) -> Difference | None:
     """Compare two entries; None where one of them does not reach the FPR.
 
     The bootstrap draws the same classes for both (paired); with the same images, so also the same images.
     """
-    means = [
-        entry.mean(column, group=group, score=score)
-        for entry, score in zip((first, second), scores, strict=True)
-    ]
+    compared = list(zip((first, second), groups, scores, strict=True))
+    means = [entry.mean(column, group=group, score=score) for entry, group, score in compared]
     if means[0] is None or means[1] is None:
         return None
-    values = [
-        entry.values(column, group=group, score=score)
-        for entry, score in zip((first, second), scores, strict=True)
-    ]
-    replicates = [
-        entry.replicates(group, score) for entry, score in zip((first, second), scores, strict=True)
-    ]
+    values = [entry.values(column, group=group, score=score) for entry, group, score in compared]
+    replicates = [entry.replicates(group, score) for entry, group, score in compared]
     images = None
     if replicates[0] is not None and replicates[1] is not None:
         images = percentile_interval(replicates[0][column] - replicates[1][column])
     if images is not None:
-        images = widened(images, means[0] - means[1], first.setting.class_count(group, column))
+        images = widened(images, means[0] - means[1], first.setting.class_count(groups[0], column))
     # Two scores of the same models are paired by seed.
     seeds = (
         seed_interval([one - other for one, other in zip(*values, strict=True)])
@@ -369,7 +367,7 @@ def group_rows(rows: Iterable[Row], runs: Path, results: Path) -> dict[Setting, 
         # Rows of one cell come from one evaluation; an older one may have left a score that is no longer made.
         newest = max(row["evaluated"] for row in members)
         current = [row for row in members if row["evaluated"] == newest]
-        columns = current[0]
+        columns = next((row for row in current if row["group"] in GROUPS.values()), current[0])
         options = dict(columns["options"])
         of_data = tuple((key, options.pop(key)) for key in _DATA_OPTIONS if key in options)
         setting = Setting(

@@ -31,8 +31,8 @@ _KEY = (*_CELL_KEY, "group", "score")
 _CELL_FIGURES = ("value", "interval", "interval_clustered", "false_negative_rate")
 GROUPS = {"negative": "negatives", "unknown": "unknowns"}
 VALIDATION_GROUP = "validation_negatives"
-# The same foreign letters and thresholds, with the known digits of the source that was not trained with.
-OTHER_DIGITS_GROUPS = {group: f"{name}_other_digits" for group, name in GROUPS.items()}
+# The same unknown letters and thresholds, with the known digits of the source that was not trained with.
+OTHER_DIGITS_GROUP = "unknowns_other_digits"
 # The score as published, in float32: where it ties at 1, a low FPR is out of reach.
 PUBLISHED_SCORE = "softmax_float32"
 
@@ -87,13 +87,15 @@ def rows_of(
     if published_score is not None:
         parts.append((published_score, GROUPS))
     if other_digits is not None:
-        parts.append((other_digits, OTHER_DIGITS_GROUPS))
+        parts.append((other_digits, {"unknown": OTHER_DIGITS_GROUP}))
     if validation is not None:
         parts.append((validation, {"negative": VALIDATION_GROUP}))
     rows = []
     for report, names in parts:
         for score, against in report["scores"].items():
             for group, figures in against.items():
+                if group not in names:
+                    continue
                 cells = {
                     target: {key: cell[key] for key in _CELL_FIGURES}
                     for target, cell in figures["ccr_at_fpr"].items()
@@ -103,7 +105,8 @@ def rows_of(
                     | {"group": names[group], "score": score, "rule": report["rule"]}
                     | {"ccr_at_fpr": cells, "ccr_at_zero_fpr": figures["ccr_at_zero_fpr"]}
                     | {"accuracy": report["accuracy"], "foreign_count": figures["count"]}
-                    | {"counts": test["counts"], "notes": test["notes"]}
+                    | {"counts": report.get("counts") or test["counts"]}
+                    | {"notes": report.get("notes") or test["notes"]}
                     | provenance
                 )
     return rows

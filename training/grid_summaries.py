@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from openset import metrics
 from openset.labels import NEGATIVE, UNKNOWN
 from training.angles import Angles, ProbabilityCurve
+from training.grid_rows import OTHER_DIGITS_GROUP
 from training.grid_statistics import Floats, ModelScores, bootstrap_by_class
 from training.published import TARGETS
 
@@ -131,9 +132,17 @@ class Summary:
 
 
 def summarize(
-    sample: ModelScores, *, rule: str, evaluated: str, angles: Angles | None = None
+    sample: ModelScores,
+    *,
+    rule: str,
+    evaluated: str,
+    angles: Angles | None = None,
+    other_digits: ModelScores | None = None,
 ) -> Summary:
-    """Bootstrap replicates and curves of every score against every foreign group of a test part."""
+    """Bootstrap replicates and curves of every score against every foreign group of a test part.
+
+    ``other_digits`` is the test with the digits of the other source, of which the replicates against unknowns are kept.
+    """
     keys = [
         (group, score)
         for group, label in GROUP_LABELS.items()
@@ -141,13 +150,18 @@ def summarize(
         for score in sample.scores
     ]
     targets = [float(target) for target in TARGETS]
+    samples = [(group, score, sample, GROUP_LABELS[group]) for group, score in keys]
+    if other_digits is not None:
+        samples += [
+            (OTHER_DIGITS_GROUP, score, other_digits, UNKNOWN) for score in other_digits.scores
+        ]
     return Summary(
         evaluated,
         {
             (group, score): bootstrap_by_class(
-                sample, score=score, against=GROUP_LABELS[group], targets=targets, rule=rule
+                of, score=score, against=label, targets=targets, rule=rule
             )
-            for group, score in keys
+            for group, score, of, label in samples
         },
         {(group, score): _ccr_at_grid(sample, group, score) for group, score in keys},
         {

@@ -8,7 +8,7 @@ from typing import Any
 from training.grid import all_classes, default_epochs, ranked_losses
 from training.grid_aims import Aim
 from training.grid_results import COLUMNS, Difference, Entry, Setting, difference, option_text
-from training.grid_rows import OTHER_DIGITS_GROUPS, PUBLISHED_SCORE
+from training.grid_rows import OTHER_DIGITS_GROUP, PUBLISHED_SCORE
 from training.grid_statistics import ACCURACY, Interval
 from training.grid_summaries import PASSING_TARGETS
 from training.losses import AS_PUBLISHED, LOSSES
@@ -25,7 +25,6 @@ from training.published import (
 
 HEADINGS = {"0.001": "CCR@1e-3", "0.01": "CCR@1e-2", "0.1": "CCR@1e-1", ACCURACY: "Acc"}
 _PASSING_SHOWN = 6
-_OTHER_DIGITS = OTHER_DIGITS_GROUPS["unknown"]
 _BENCHMARKS = {False: ("softmax",), True: ("softmax", "eos", "os")}
 
 # Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
@@ -503,15 +502,20 @@ def other_digits_table(entries: Sequence[Entry]) -> str:
     """What models keep of digits of the source that they were not trained with, beside their own, at the same thresholds."""
     lines = []
     for entry in entries:
-        if not all((_OTHER_DIGITS, "softmax") in model.rows for model in entry.models):
+        if not all((OTHER_DIGITS_GROUP, "softmax") in model.rows for model in entry.models):
             continue
         cells = []
         for column in COLUMNS:
-            cells += [figure_text(entry, column), figure_text(entry, column, group=_OTHER_DIGITS)]
+            change = difference(entry, entry, column, groups=("unknowns", OTHER_DIGITS_GROUP))
+            cells += [
+                figure_text(entry, column),
+                figure_text(entry, column, group=OTHER_DIGITS_GROUP),
+                difference_text(change),
+            ]
         lines.append([name_text(entry), *cells])
     headings = ["loss"]
     for column in COLUMNS:
-        headings += [f"{HEADINGS[column]} own digits", "the other source's"]
+        headings += [f"{HEADINGS[column]} own", "other", "difference"]
     return table(headings, lines) if lines else ""
 
 

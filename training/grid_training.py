@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.choices import DIGITS, GRID_RUNS, RESULTS
+from training.choices import GRID_RUNS, RESULTS
 from training.data import MissingClasses
 from training.engine import TrainingDiverged
 from training.evaluation import score_test, write_report
@@ -39,7 +39,6 @@ from training.grid_rows import (
     stored_rows,
 )
 from training.losses import LOSSES
-from training.protocols import WITH_DIGITS
 from training.report import build_report
 from training.run_folder import RunInUse, claimed_run
 from training.runs import Run, TrainConfig, write_atomically
@@ -269,7 +268,7 @@ def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
     Returns:
         ``validation``, the figures that a choice between losses and scores may look at; ``published_score``, those of the
         test with float32 probabilities, None for a background class, which the published code does not have; and
-        ``other_digits``, those of the test with the digits of the other source, None where there are none.
+        ``other_digits``, the report of a test with the digits of the other source, None where there are none.
 
     Raises:
         TrainingDiverged: a score is not finite.
@@ -297,24 +296,27 @@ def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
         else _figures(
             replace(scored, scores={PUBLISHED_SCORE: float32_probabilities(scored)}), rule
         ),
-        "other_digits": _with_other_digits(run, device, rule, show_progress),
+        "other_digits": _with_other_digits(run, device, show_progress),
     }
 
 
-def _with_other_digits(
-    run: Run, device: str, rule: str, show_progress: bool
-) -> dict[str, Any] | None:
-    """What is kept of digits that a model was not trained with; what it learned of its own digits' style is not in them."""
-    if run.config.protocol not in WITH_DIGITS:
+def _with_other_digits(run: Run, device: str, show_progress: bool) -> dict[str, Any] | None:
+    """The report of a test with digits that the model was not trained with; None where there are none.
+
+    What a model learned of its own digits' style is not in those.
+    """
+    other = run.config.other_digits
+    if other is None:
         return None
-    own = run.config.data_options.get("digits", "emnist")
-    [other] = (source for source in DIGITS if source != own)
     try:
-        scored = score_test(run, device=device, digits=other, show_progress=show_progress)
-    except FileNotFoundError as error:
-        logger.info("%s: not tested with the digits of the other source: %s", run.folder, error)
+        _check_finite(
+            score_test(run, device=device, digits=other, show_progress=show_progress), "test"
+        )
+        return write_report(run, digits=other)
+    except (OSError, ValueError, TrainingDiverged) as error:
+        # Nothing that the cell itself needs.
+        logger.warning("%s: not tested with %s's digits: %s", run.folder, other.upper(), error)
         return None
-    return _figures(scored, rule)
 
 
 def float32_probabilities(scored: Scored) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from openset.model_card import DEFAULT_SCORES, ModelCard
 from openset.networks import build_network
 from openset.scores import DEFAULT_SCORE
 from training.checkpoints import BEST, LAST, read_checkpoint
-from training.choices import IMAGE_CACHE
+from training.choices import DIGITS, IMAGE_CACHE
 from training.data import ProtocolData, load_protocol
 from training.durable import replacing
 from training.losses import LOSSES, build_loss, protocol_defaults
@@ -27,7 +27,7 @@ from training.options import refuse_unknown
 from training.precision import resolve_precision
 from training.presets import PRESETS, Preset
 from training.pretrained import is_weights_file
-from training.protocols import get_protocol
+from training.protocols import WITH_DIGITS, get_protocol
 from training.recommendations import RECOMMENDED, recommendation
 
 CONFIG = "config.json"
@@ -109,6 +109,26 @@ class TrainConfig:
     def views_from_cache(self) -> bool:
         """Whether training sees other views than without the cache: boxes drawn in images that were resized before."""
         return self.cache is not None and self.training.augmentation != "thesis"
+
+    @property
+    def digits(self) -> str | None:
+        """Source of the known digits; None for a protocol without a choice."""
+        source: str = self.data_options.get("digits", "emnist")
+        return source if self.protocol in WITH_DIGITS else None
+
+    @property
+    def other_digits(self) -> str | None:
+        """The source of digits that is not trained with; None for a protocol without a choice."""
+        return (
+            next((source for source in DIGITS if source != self.digits), None)
+            if self.digits
+            else None
+        )
+
+    def tested_with(self, digits: str) -> TrainConfig:
+        """The same with digits of another source; nothing is fetched for it."""
+        options = {key: value for key, value in self.data_options.items() if key != "download"}
+        return replace(self, data_options={**options, "digits": digits})
 
     @property
     def pretraining_notes(self) -> list[str]:

@@ -35,7 +35,9 @@ def parsed(*words: str) -> tuple[str, argparse.Namespace]:
     "words",
     [
         ["reproduce"], ["report"], ["cures", "CURE=scale"], ["recommend"], ["train"],
-        ["evaluate", "RUN=runs/x", "DIGITS=emnist"], ["shortcut", "PROTOCOL=toy", "DATA=/data", "PER_CLASS=50"],
+        ["evaluate", "RUN=runs/x", "DIGITS=emnist"], ["shortcut"],
+        ["shortcut", "PROTOCOL=toy", "DATA=/data", "DIGITS=mnist", "IMAGE_SIZE=64", "PER_CLASS=50", "WORKERS=1",
+         "JSON=a", "FIGURE=b"],
         ["reproduce", "PROTOCOL=p1", "SEEDS=1", "LOSSES=eos,os", "DATA=/data", "EPOCHS=2", "PRESET=modern", "IMAGE_SIZE=64",
          "BUDGET_MINUTES=5", "DEVICE=cpu", "PRECISION=bfloat16", "WORKERS=1", "OPTIONS=scale=adacos compile=true"],
         ["report", "PROTOCOL=toy", "MERGE=other.json"],

@@ -152,7 +152,7 @@ def test_features_are_drawn_only_where_they_have_two_dimensions(
     tmp_path: Path, feature_dim: int
 ) -> None:
     style = dict(mpl.rcParams)
-    figures.draw_all(scored(feature_dim), config("cos_os"), tmp_path / "figures")
+    figures.draw_all(scored(feature_dim), config("cos_os"), tmp_path / "figures", title="a model")
     names = {file.stem for file in (tmp_path / "figures").glob("*.png")}
     assert names == {"oscr", "angles", "scores"} | ({"features"} if feature_dim == 2 else set())
     assert dict(mpl.rcParams) == style

@@ -769,7 +769,7 @@ def test_models_are_shown_with_the_digits_that_they_were_not_trained_with(
         finished_run(tmp_path / "runs", cell, quality=6.0, on_other_digits=1.0)
     for cell in cells("eos", seeds=1):
         finished_run(tmp_path / "runs", cell, quality=6.0)
-    text = section(written(tmp_path), "### Digits of the source that was not trained with")
+    text = section(written(tmp_path), "## Tested with the other source's digits")
     assert "`eos`" not in text  # an older evaluation, which did not test that
     line = line_of(text, "cos_eos")
     rows = {
@@ -781,5 +781,5 @@ def test_models_are_shown_with_the_digits_that_they_were_not_trained_with(
         rows[group]["ccr_at_fpr"]["0.1"]["value"] for group in ("unknowns", "unknowns_other_digits")
     )
     assert other < 0.5 < own
-    assert line[5].startswith(number(own))
-    assert line[6].startswith(number(other))
+    assert line[7].startswith(number(own))
+    assert line[8].startswith(number(other))
