@@ -84,7 +84,7 @@ def angles_of(scored: Scored, config: TrainConfig) -> Angles:
     return Angles(
         {
             group: np.histogram(angles[mask], EDGES)[0].astype(np.int64)
-            for group, mask in group_masks(scored).items()
+            for group, mask in group_masks(scored.labels).items()
         },
         None if config.loss in _WITHOUT_CURVE else _curve_of(scored, config),
     )

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from openset import metrics
 from openset.fitted_scores import ALL_SCORES
-from openset.labels import GROUP_NAMES, is_known
+from openset.labels import GROUP_NAMES
 from training.arm_differences import REPLICATES, ccr_replicates, differences
 from training.arms import CURES, Arm
 from training.choices import RUNS
@@ -30,6 +30,7 @@ from training.engine import TrainingDiverged
 from training.evaluation import score_test
 from training.folders import require_unknowns
 from training.protocols import FOLDERS
+from training.report import group_masks
 from training.runs import TrainConfig, make_config, write_atomically
 from training.scoring import Scored
 from training.train import train
@@ -42,11 +43,7 @@ _TABLE_WIDTH, _WIDE_TABLE_WIDTH = 120, 160
 
 def open_set_figures(scored: Scored) -> dict[str, Any]:
     """Accuracy, CCR@FPR by score and foreign group, and magnitudes by group of scored samples."""
-    known = is_known(scored.labels)
-    masks = {"known": known}
-    masks |= {
-        name: mask for label, name in GROUP_NAMES.items() if (mask := scored.labels == label).any()
-    }
+    masks = group_masks(scored.labels)
     magnitudes = np.linalg.norm(scored.features, axis=1)
     return {
         "accuracy": metrics.accuracy(scored.predictions, scored.labels),

@@ -89,7 +89,8 @@ def score_test(
     fitted = scores_in_artifact(run, which) if need_fitting(names) else {}
     complete = set(need_fitting(names)) <= fitted.keys()
     parts = ("test",) if complete else ("train", "test")
-    data = run.protocol_data(parts) if folder == run.folder else _on_other_digits(run, parts)
+    is_own = digits is None or folder == run.folder
+    data = run.protocol_data(parts) if is_own else _with_digits(run, str(digits), parts)
     classifier = scoring_classifier(
         run, data, names, fitted=fitted, which=which, device=device, precision=precision, show_progress=show_progress
     )  # fmt: skip
@@ -121,11 +122,9 @@ def score_test(
     return scored
 
 
-def _on_other_digits(run: Run, parts: Sequence[str]) -> ProtocolData:
-    """The test part with the digits that the run was not trained with; what fits scores stays the run's own."""
-    other = run.config.other_digits
-    assert other is not None
-    tested = run.config.tested_with(other).load_data(("test",))
+def _with_digits(run: Run, digits: str, parts: Sequence[str]) -> ProtocolData:
+    """The test part with the digits of another source; what fits scores stays the run's own."""
+    tested = run.config.tested_with(digits).load_data(("test",))
     own = str(run.config.digits).upper()
     data = dataclasses.replace(
         tested,

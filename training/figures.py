@@ -134,7 +134,7 @@ def draw_scores(scored: Scored, config: TrainConfig) -> Figure:
         np.atleast_1d(figure.subplots(1, len(scored.scores))), scored.scores.items(), strict=True
     ):
         edges = np.histogram_bin_edges(scores, 80)
-        for group, mask in group_masks(scored).items():
+        for group, mask in group_masks(scored.labels).items():
             _histogram(axes, group, np.histogram(scores[mask], edges)[0], edges)
         axes.set(
             xlabel=f"{name} score" + (" (log-odds)" if name == "softmax" else ""), ylabel="density"

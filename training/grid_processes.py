@@ -46,7 +46,7 @@ def helpers(
         if cores is not None:
             os.sched_setaffinity(0, cores[0])
         yield children
-    except BaseException:
+    except BaseException:  # Ctrl-C and a failure here end the others too
         for child in children:
             child.terminate()
         raise

@@ -36,6 +36,7 @@ from training.grid_statistics import (
     percentile_interval,
     widened,
 )
+from training.report import group_masks
 
 BINS = 64
 _BATCH_SIZE = 256
@@ -180,19 +181,17 @@ def probe(
     if not known.all():
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         scores["knowns and negatives"] = classifier.fit(train, known).decision_function(test)
-    distribution = make_pipeline(StandardScaler(), LedoitWolf()).fit(train[known])
-    scaler, covariance = distribution[0], distribution[1]
-    scores["knowns alone"] = -covariance.mahalanobis(scaler.transform(test))
+    scaler = StandardScaler().fit(train[known])
+    distribution = LedoitWolf().fit(scaler.transform(train[known]))
+    scores["knowns alone"] = -distribution.mahalanobis(scaler.transform(test))
     shares = test_counts.reshape(len(test_counts), -1, BINS).sum(axis=1).astype(np.float64)
     shares /= shares.sum(axis=1, keepdims=True)
-    masks = {"known": is_known(labels)}
-    masks |= {name: labels == label for label, name in GROUP_NAMES.items()}
     return Probe(
         title,
         {name: values.astype(np.float32) for name, values in scores.items()},
         labels,
         groups,
-        {name: shares[mask].mean(axis=0) for name, mask in masks.items() if mask.any()},
+        {name: shares[mask].mean(axis=0) for name, mask in group_masks(labels).items()},
     )
 
 
@@ -219,16 +218,13 @@ def _histograms(
 def doubts(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A sentence for each of the data and foreign groups that the histogram gives away, by the fit that tells most."""
     found = []
-    for data, against in dict.fromkeys((row["data"], row["against"]) for row in rows):
+    doubtful = [row for row in rows if _is_doubtful(row)]
+    for data, against in dict.fromkeys((row["data"], row["against"]) for row in doubtful):
         most = max(
-            (row for row in rows if (row["data"], row["against"]) == (data, against)),
+            (row for row in doubtful if (row["data"], row["against"]) == (data, against)),
             key=lambda row: row["auroc"],
         )
-        kept = most["kept_at_fpr"]["0.01"]
-        share = kept["value"] or 0.0
-        least = share if kept["interval"] is None else kept["interval"][0]
-        if most["auroc"] < _DOUBTFUL_AUROC and least < _DOUBTFUL_SHARE:
-            continue
+        share = most["kept_at_fpr"]["0.01"]["value"]
         shown = f", {100 * share:.1f} % of the knowns kept at an FPR of 1 %" if share else ""
         found.append(
             f"{data}: a histogram of values, fitted on {most['fitted_on']}, tells {against}s from knowns (AUROC "
@@ -236,6 +232,12 @@ def doubts(rows: Sequence[dict[str, Any]]) -> list[str]:
             f"its figures on these {against}s then do not hold for foreign images that are like the knowns in that"
         )
     return found
+
+
+def _is_doubtful(row: dict[str, Any]) -> bool:
+    kept = row["kept_at_fpr"]["0.01"]
+    least = kept["value"] or 0.0 if kept["interval"] is None else kept["interval"][0]
+    return bool(row["auroc"] >= _DOUBTFUL_AUROC or least >= _DOUBTFUL_SHARE)
 
 
 def draw(probes: Sequence[Probe]) -> Figure:

@@ -67,10 +67,10 @@ def build_report(
     }
 
 
-def group_masks(scored: Scored) -> dict[str, NDArray[np.bool_]]:
+def group_masks(labels: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
     """Which samples are "known", "negative" and "unknown", (N,) each; of the groups that there are."""
-    masks = {"known": is_known(scored.labels)}
-    masks |= {name: scored.labels == label for label, name in GROUP_NAMES.items()}
+    masks = {"known": is_known(labels)}
+    masks |= {name: labels == label for label, name in GROUP_NAMES.items()}
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
@@ -144,7 +144,7 @@ def _by_group(scored: Scored, values: NDArray[Any]) -> dict[str, Any]:
                 for q, v in zip(_QUANTILES, np.quantile(values[mask], _QUANTILES), strict=True)
             },
         }
-        for name, mask in group_masks(scored).items()
+        for name, mask in group_masks(scored.labels).items()
     }
 
 

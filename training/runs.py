@@ -119,11 +119,9 @@ class TrainConfig:
     @property
     def other_digits(self) -> str | None:
         """The source of digits that is not trained with; None for a protocol without a choice."""
-        return (
-            next((source for source in DIGITS if source != self.digits), None)
-            if self.digits
-            else None
-        )
+        if self.digits is None:
+            return None
+        return next(source for source in DIGITS if source != self.digits)
 
     def tested_with(self, digits: str) -> TrainConfig:
         """The same with digits of another source; nothing is fetched for it."""

@@ -107,6 +107,13 @@ def test_doubt_is_raised_by_auroc_or_by_what_is_surely_kept(row: Any, doubted: b
     assert bool(doubts([row])) == doubted
 
 
+def test_one_doubtful_fit_of_two_is_enough() -> None:
+    [doubt] = doubts(
+        [row_with(auroc=0.85, share=0.0, least=None), row_with(auroc=0.80, share=0.6, least=0.3)]
+    )
+    assert "AUROC 0.800, 60.0 % of the knowns kept" in doubt
+
+
 def test_without_negatives_knowns_alone_are_fitted() -> None:
     data = data_with()
     train = data.train.subset(np.flatnonzero(is_known(data.train.labels)))
