@@ -49,6 +49,10 @@ lock: ## renew requirements.lock from pyproject.toml
 demo: install ## train glyphs, serve it, show a known and an unknown image (KEEP=1 leaves it running) | [PORT=8000 KEEP=1]
 	@$(PY) -m serving.demo --port $(PORT) $(if $(KEEP),--keep)
 
+# Training on a CPU keeps the memory it frees, for its next step: fresh pages cost time (benchmarks/allocator.py). glibc's names.
+demo train compare-losses cures recommend reproduce: export MALLOC_MMAP_MAX_ ?= 0
+demo train compare-losses cures recommend reproduce: export MALLOC_TRIM_THRESHOLD_ ?= 1099511627776
+
 # -- from data to model -----------------------------------------------------------------------------------------------
 
 train: install ## train a model: runs/<name>/; OPTIONS there are: python -m training.train --list-options | PROTOCOL= (folders: own classes in DATA=) LOSS= [DATA= EPOCHS= SEED= PRESET= OPTIONS="k=v ..." IMAGE_SIZE= DIGITS= NAME= DEVICE= PRECISION= WORKERS= CACHE=folder|none GPUS=n]

@@ -11,6 +11,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +27,28 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def step_seconds(
-    device: str, precision: str, *, batch_size: int, image_size: int, repeats: int
-) -> list[float]:
-    """Seconds of each forward, backward and update of random images; the first, which warms up, is left out."""
+    device: str, precision: str, *, batch_size: int, image_size: int, network: str = "resnet50"
+) -> Iterator[float]:
+    """Seconds of a forward, backward and update of random images, step after step without end."""
     torch.manual_seed(0)
-    network = build_network("resnet50", feature_dim=116).to(device)
-    network = network.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    images = torch.rand(batch_size, 3, image_size, image_size, device=device)
+    model = build_network(network, feature_dim=116).to(device)
+    model = model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    channels = getattr(model, "image_channels", 3)
+    images = torch.rand(batch_size, channels, image_size, image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    seconds = []
-    for _ in range(repeats + 1):
+    while True:
         started = time.perf_counter()
         with torch.autocast(
             torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
         ):
-            features = network(images)
+            features = model(images)
         features.float().logsumexp(dim=1).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return seconds[1:]
+        yield time.perf_counter() - started
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,12 +62,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     medians = {
         precision: statistics.median(
-            step_seconds(
-                arguments.device,
-                precision,
-                batch_size=arguments.batch_size,
-                image_size=arguments.image_size,
-                repeats=arguments.repeats,
+            islice(
+                step_seconds(
+                    arguments.device,
+                    precision,
+                    batch_size=arguments.batch_size,
+                    image_size=arguments.image_size,
+                ),
+                1,  # warms up
+                arguments.repeats + 1,
             )
         )
         for precision in PRECISIONS
