@@ -22,7 +22,7 @@ from training import figures
 from training.contact_sheet import SHEET
 from training.durable import replacing
 from training.evaluation import SCORES_FILE
-from training.grid_results import Entry, Model, Setting, option_text
+from training.grid_results import Entry, Model, Setting, option_text, options_text
 from training.grid_summaries import FPR_GRID, GROUP_LABELS
 from training.losses import LOSSES
 from training.published import TARGETS, published_value
@@ -40,7 +40,7 @@ CAPTIONS = {
 _PANELS = {
     "margins without negatives": ("softmax", "sfn_norm", "sfn_cosface", "sfn_arcface"),
     "Margin-OS": ("os", "norm_os", "cos_os", "arc_os"),
-    "Margin-EOS": ("eos", "norm_eos", "cos_eos", "arc_eos"),
+    "Margin-EOS": ("os", "eos", "norm_eos", "cos_eos", "arc_eos"),
     "kinds of margin": ("sm_softmax", "sphereface", "cosface", "arcface"),
     "hard or soft, cosine": ("cosface", "sfn_cosface", "cos_eos", "cos_eos_sfn"),
     "hard or soft, angular": ("arcface", "sfn_arcface", "arc_eos", "arc_eos_sfn"),
@@ -63,6 +63,17 @@ def slug(setting: Setting) -> str:
     parts += [] if setting.is_complete else [f"c{setting.classes.replace('/', '-')}"]
     parts += [option_text(*pair) for pair in setting.data_options]
     return "-".join(part for part in parts if part)
+
+
+def full_name(entry: Entry) -> str:
+    """Loss and all its options; unlike its label the same in whatever company it is shown."""
+    return entry.loss + (f" ({options_text(entry.options)})" if entry.options else "")
+
+
+def key_of(entry: Entry, kind: str) -> str:
+    """File name, without its ending, of a picture of this entry alone."""
+    name = "".join(c if c.isalnum() or c in "_=." else "-" for c in full_name(entry)).strip("-")
+    return f"{slug(entry.setting)}-{name}-{kind}"
 
 
 def digit_twins(settings: Iterable[Setting]) -> list[tuple[Setting, Setting]]:
@@ -118,12 +129,8 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
             keep(f"{name}-angles", partial(draw_angles, setting, sound), of_angles)
             if protocol == "toy_vis":
                 for entry in sound:
-                    key = f"{name}-{_file_part(entry)}-features"
-                    keep(
-                        key,
-                        partial(_draw_features, entry),
-                        {entry.sound[0].run: _has_scores(entry)},
-                    )
+                    is_here = {entry.sound[0].run: _has_scores(entry)}
+                    keep(key_of(entry, "features"), partial(_draw_features, entry), is_here)
         for first, second in digit_twins(settings):
             twins = _digit_pairs(settings[first], settings[second])
             pairs = [pair for pair in twins[:_DIGIT_COLUMNS] if all(map(_with_angles, pair))]
@@ -199,7 +206,7 @@ def _finish_oscr(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set(xscale="log", xlim=(8e-5, 1.4), ylim=(floor, 1.0 + 0.02 * (1 - floor)))
 
 
-def _panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
+def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     """What belongs into one panel: the comparisons, for each set of options; a loss with all its options; the rest."""
     panels: list[tuple[str, list[Entry]]] = []
     by_options: dict[str, dict[str, Entry]] = {}
@@ -211,7 +218,9 @@ def _panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
             for title, losses in _PANELS.items()
         }
         panels += [
-            (title + options, chosen) for title, chosen in compared.items() if len(chosen) > 1
+            (title + options, chosen)
+            for title, chosen in compared.items()
+            if len(chosen) > 1 and not _is_part_of_another(title, compared)
         ]
     for loss in dict.fromkeys(entry.loss for entry in entries):
         variants = [entry for entry in entries if entry.loss == loss]
@@ -221,13 +230,19 @@ def _panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     return [*panels, ("others" if panels else "", rest)] if rest else panels
 
 
+def _is_part_of_another(title: str, compared: dict[str, list[Entry]]) -> bool:
+    """Where what it would be compared with was not run, a panel shows nothing that another does not."""
+    own = {entry.loss for entry in compared[title]}
+    return any(own < {entry.loss for entry in others} for others in compared.values())
+
+
 def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure | None:
     """One row a comparison, one column a foreign group; bands: least and largest over seeds."""
-    panels = _panels(entries)
-    figure = Figure(figsize=(8.6, 2.9 * len(panels) + 0.5), layout="constrained")
-    grid = figure.subplots(len(panels), 2, squeeze=False)
+    compared = panels(entries)
+    figure = Figure(figsize=(8.6, 2.9 * len(compared) + 0.5), layout="constrained")
+    grid = figure.subplots(len(compared), 2, squeeze=False)
     empty = True
-    for row, (title, chosen) in zip(grid, panels, strict=True):
+    for row, (title, chosen) in zip(grid, compared, strict=True):
         for axes, group in zip(row, GROUP_LABELS, strict=True):
             curves = []
             for number, entry in enumerate(chosen):
@@ -248,13 +263,13 @@ def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure 
 
 def draw_thresholds(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
     """Softmax (solid) and logit (dashed) thresholds of each model, on unknowns."""
-    panels = _panels(entries)
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    compared = panels(entries)
+    columns = min(3, len(compared))
+    rows = math.ceil(len(compared) / columns)
     figure = Figure(figsize=(3.9 * columns, 3.1 * rows + 0.5), layout="constrained")
     axes_list = figure.subplots(rows, columns, squeeze=False).ravel()
     empty = True
-    for axes, (title, chosen) in zip(axes_list, panels, strict=False):
+    for axes, (title, chosen) in zip(axes_list, compared, strict=False):
         curves = []
         for number, entry in enumerate(chosen):
             for score, line in (("softmax", "-"), ("logit", "--")):
@@ -268,7 +283,7 @@ def draw_thresholds(setting: Setting, entries: Sequence[Entry]) -> Figure | None
             _finish_oscr(axes, curves)
             axes.set(xlabel="FPR on unknowns", ylabel="CCR", title=title)
             axes.legend(fontsize=7, loc="best")
-    for axes in axes_list[len(panels) :]:
+    for axes in axes_list[len(compared) :]:
         axes.set_axis_off()
     _set_title(figure, f"solid: softmax, dashed: logit thresholds · {setting.title}")
     return None if empty else figure
@@ -330,7 +345,7 @@ def draw_style(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure
             if value is not None and setting.is_published:
                 axes.plot(value, place, "|", color="black", ms=13, mew=1.5, zorder=3)
             for entry, mean, (_, color, marker, offset) in zip(pair, means, sources, strict=True):
-                interval = entry.over_images(column)
+                interval = entry.over_classes(column)
                 if mean is not None and interval is not None:
                     axes.plot(
                         interval,
@@ -382,6 +397,7 @@ def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
         _draw_angles_of(axes, entry, entry.label)
     for axes in grid[len(chosen) :]:
         axes.set_axis_off()
+    figure.supxlabel("angle to the own (knowns) or nearest center", fontsize=8)
     _angle_legend(figure, grid[: len(chosen)])
     _set_title(figure, setting.title)
     return figure
@@ -417,9 +433,9 @@ def _draw_features(entry: Entry) -> Figure:
 def copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str, str]:
     """The contact sheet of each entry's first seed; every run has its own in its folder."""
     copied: dict[str, str] = {}
-    for setting, entries in settings.items():
+    for entries in settings.values():
         for entry in entries:
-            key = f"{slug(setting)}-{_file_part(entry)}-false_positives"
+            key = key_of(entry, "false_positives")
             target = folder / f"{key}.png"
             sheets = [
                 model.folder / "figures" / SHEET for model in entry.models if model.has_scores
@@ -433,7 +449,3 @@ def copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str,
 
 def _set_title(figure: Figure, title: str) -> None:
     figure.suptitle(textwrap.fill(title, 110), fontsize=9)
-
-
-def _file_part(entry: Entry) -> str:
-    return "".join(c if c.isalnum() or c in "_=." else "-" for c in entry.label).strip("-")

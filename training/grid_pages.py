@@ -93,18 +93,8 @@ def _sections(
     published = grid_tables.published_setting(protocol)
     entries = settings.get(published, [])
     parts = [f"# {protocol}: the thesis' grid", _origin(protocol, rows), _HOW_TO_READ]
-    if protocol in _TABLE_NAMES:
-        parts += [
-            f"## The thesis' {_TABLE_NAMES[protocol]} and ours",
-            f"Setting: {published.title}. CCR against **unknowns**, softmax scores, FPR strictly below the target, as published. "
-            "The thesis has one run a row.",
-            grid_tables.published_table(published, entries),
-            grid_tables.precision_note(entries),
-            grid_tables.replicate_note(protocol),
-            grid_tables.counts_note(entries),
-            "### Beyond the published values",
-            *_deviations(published, entries),
-        ]
+    if entries:
+        parts += _thesis_table(published, entries)
     parts += _aims(settings, protocol)
     parts += _digits(settings, figures)
     parts += _other_digits(settings)
@@ -122,13 +112,15 @@ def _sections(
                 grid_tables.counts_note(others),
             ]
             parts += _comparison(setting, others, figures)
-    parts += _pictures(figures)
+    parts += _pictures(settings, figures)
+    if not entries:  # what was run comes first
+        parts += _thesis_table(published, entries)
     return [part for part in parts if part]
 
 
 _HOW_TO_READ = (
     "A figure is the mean over the seeds that were run, ± the half-width of its 95 % interval over seeds (Student's t, "
-    "from two seeds on), then in brackets the 95 % interval over images: a bootstrap that draws whole classes, knowns "
+    "from two seeds on), then in brackets the 95 % interval over classes: a bootstrap that draws whole classes, knowns "
     "and foreign ones apart, with a new threshold each time, and the same classes for all models, so that differences "
     "are paired. With few classes its percentiles are too narrow; they are widened by sqrt(G / (G - 1)) and Student's t of "
     "G - 1 degrees of freedom, G the smaller number of classes. A dash: the FPR is not reached. Empty: not run."
@@ -147,19 +139,35 @@ def _origin(protocol: str, rows: list[Row]) -> str:
     return (
         f"Made by `make report PROTOCOL={protocol}` from `{protocol}.json` and the stored scores; not to be edited. "
         f"The rows come from `make reproduce PROTOCOL={protocol}`, {len(cells)} trained models "
-        f"(+ marks a commit with local changes):\n\n{listed}"
+        f"(+: other tracked files than at the commit, such as rows of other runs):\n\n{listed}"
     )
+
+
+def _thesis_table(published: Setting, entries: Sequence[Entry]) -> list[str]:
+    """The published table beside ours, of which nothing need have been run; empty where the thesis has none."""
+    protocol = published.protocol
+    if protocol not in _TABLE_NAMES:
+        return []
+    how = "CCR against **unknowns**, softmax scores, FPR strictly below the target, as published. The thesis has one run a row."
+    return [
+        f"## The thesis' {_TABLE_NAMES[protocol]} and ours",
+        "" if entries else "Nothing was run in this setting yet.",
+        f"Setting: {published.title}. {how}",
+        grid_tables.published_table(published, entries),
+        grid_tables.precision_note(entries),
+        grid_tables.replicate_note(protocol),
+        grid_tables.counts_note(entries),
+        *(_deviations(published, entries) if entries else []),
+    ]
 
 
 def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
-    if not entries:
-        return ["Nothing was run in the published setting yet."]
     rule = (
-        "Reproduced: an interval of ours, over seeds or over images, meets the published value with the spread of one run, and "
-        "both are narrower than that spread. Beyond: neither meets it. The spread is the difference between two runs of the "
-        "author; where no replicate is known, the test set's sampling error stands in, and a run may well differ by more."
-    )
+        "Reproduced: an interval of ours, over seeds or over classes, meets the published value with its spread, and "
+        "both are narrower than that spread. Beyond: neither meets it. "
+    ) + grid_tables.spread_note(setting.protocol)
     return [
+        "### Outside the published spread",
         grid_tables.verdict_summary(setting.protocol, entries),
         rule,
         grid_tables.spread_summary(setting.protocol, entries),
@@ -308,17 +316,28 @@ def _other_digits(settings: dict[Setting, list[Entry]]) -> list[str]:
     ]
 
 
-def _pictures(figures: dict[str, str]) -> list[str]:
-    sheets = {key: path for key, path in figures.items() if key.endswith("false_positives")}
-    features = {key: path for key, path in figures.items() if key.endswith("features")}
-    parts = []
-    if features:
-        parts.append("## Deep features")
-        parts += [f"![{key}]({path})" for key, path in features.items()]
+def _pictures(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> list[str]:
+    features = _pictures_of_entries(settings, figures, "features")
+    sheets = _pictures_of_entries(settings, figures, "false_positives")
+    parts = ["## Deep features", *features] if features else []
     if sheets:
         parts += [
             "## The foreign images with the highest scores",
-            "Of each loss' first seed; every run has such a sheet in its folder (`figures/false_positives.png`).",
+            "Of each loss' first seed, softmax score; every run has such a sheet in its folder (`figures/false_positives.png`).",
+            *sheets,
         ]
-        parts += [f"![{key}]({path})" for key, path in sheets.items()]
+    return parts
+
+
+def _pictures_of_entries(
+    settings: dict[Setting, list[Entry]], figures: dict[str, str], kind: str
+) -> list[str]:
+    parts = []
+    for setting, entries in settings.items():
+        shown = [
+            f"`{grid_figures.full_name(entry)}`\n\n![{grid_figures.full_name(entry)}, {setting.title}]({path})"
+            for entry in entries
+            if (path := figures.get(grid_figures.key_of(entry, kind)))
+        ]
+        parts += [f"### {setting.title}", *shown] if shown else []
     return parts

@@ -269,7 +269,7 @@ class Entry:
             return None
         return seed_interval(self.values(column, group=group, score=score))
 
-    def over_images(
+    def over_classes(
         self, column: str, *, group: str = "unknowns", score: str = "softmax"
     ) -> Interval | None:
         """95 % class-clustered bootstrap interval of the mean, widened for the number of classes; else None."""
@@ -308,12 +308,12 @@ class Difference:
 
     value: float
     over_seeds: Interval | None
-    over_images: Interval | None
+    over_classes: Interval | None
 
     @property
     def is_established(self) -> bool:
         """Do both intervals exclude zero?"""
-        both = (self.over_seeds, self.over_images)
+        both = (self.over_seeds, self.over_classes)
         return all(interval is not None and interval[0] * interval[1] > 0 for interval in both)
 
 

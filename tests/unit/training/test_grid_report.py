@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from training.grid_figures import copy_sheets
 from training.grid_results import difference, group_rows
 from training.grid_rows import CELL_FILE, Row, cell_columns, merge_rows, read_rows, stored_rows
 from training.grid_tables import (
-    beyond_published,
     interval_text,
     name_text,
     number,
+    outside_published,
     published_setting,
     signed,
     switches,
@@ -489,14 +490,14 @@ def test_value_beyond_both_intervals_is_listed(
 ) -> None:
     rows = rows_of_cos_eos(grid, values, images)
     entries = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
-    listed = beyond_published(entries)
-    assert ("0.01" in {column for _, column in listed}) == is_listed
+    listed = [column for _, column, found in outside_published(entries) if found == "beyond"]
+    assert ("0.01" in listed) == is_listed
 
 
 def test_row_that_was_not_run_is_not_called_reproduced(grid: Path) -> None:
-    text = section((grid / "results/toy.md").read_text(), "### Beyond the published values")
+    text = section((grid / "results/toy.md").read_text(), "### Outside the published spread")
     assert "1 of 14 published rows were run; of 3 figures that can be compared" in text
-    assert "By the means alone" in text
+    assert "By point estimates" in text
     assert "None." not in text
 
 
@@ -522,9 +523,9 @@ def test_verdict_needs_an_interval_as_narrow_as_the_published_spread(
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (0.9919, "By the means alone, 1 of 1 lie within the spread of one published run."),
+        (0.9919, "By point estimates, 1 of 1 lie within the published spread."),
         # Our interval would allow any value: this is about the mean.
-        (0.98, "By the means alone, 0 of 1 lie within the spread of one published run; outside: `cos_eos` CCR@1e-2 "
+        (0.98, "By point estimates, 0 of 1 lie within the published spread; outside: `cos_eos` CCR@1e-2 "
          "(thesis .9919 [.986, .998], ours .9800)."),
     ],
 )  # fmt: skip
@@ -650,6 +651,58 @@ def test_every_loss_has_its_contact_sheet_in_the_report(two_losses: Path, tmp_pa
     assert len(copied) == 2
 
 
+def test_contact_sheet_keeps_its_name_in_whatever_company_its_loss_is_shown(tmp_path: Path) -> None:
+    # With one way to train, its options are those of all and stand above the table; with two they tell the losses apart.
+    runs, options = tmp_path / "runs", {"turned_negatives": 0.875}
+    [turned], [plain] = cells("eos", seeds=1, options=options), cells("eos", seeds=1)
+    folder = finished_run(runs, turned)
+    (folder / "figures").mkdir()
+    (folder / "figures/false_positives.png").write_bytes(b"turned")
+    names = []
+    for _ in range(2):
+        grid_pages.write("toy", runs=runs, results=tmp_path / "results")
+        settings = group_rows(read_rows(tmp_path / "results/toy.json"), runs, tmp_path)
+        names.append(set(copy_sheets(settings, tmp_path)))
+        if not (runs / plain.name).exists():
+            finished_run(runs, plain)
+    assert names[0] == names[1]
+    text = (tmp_path / "results/toy.md").read_text()
+    assert (
+        len(re.findall(r"!\[eos \(turned_negatives=0.875\), .*-false_positives.png\)", text)) == 1
+    )
+
+
+def test_a_panel_that_compares_nothing_of_its_own_is_left_out(tmp_path: Path) -> None:
+    for loss in ("os", "norm_os", "cos_os", "arc_os", "eos", "cos_eos"):
+        finished_run(tmp_path / "runs", cells(loss, seeds=1)[0])
+    written(tmp_path)
+    settings = group_rows(read_rows(tmp_path / "results/toy.json"), tmp_path / "runs", tmp_path)
+    [entries] = settings.values()
+    titles = {
+        title: [entry.loss for entry in shown] for title, shown in grid_figures.panels(entries)
+    }
+    # Symmetric losses alone, and one of the hard and soft ones: nothing to compare them with.
+    assert set(titles) == {"Margin-OS", "Margin-EOS"}
+    assert set(titles["Margin-EOS"]) == {"os", "eos", "cos_eos"}
+
+
+def test_features_of_two_dimensions_are_drawn_and_shown(tmp_path: Path) -> None:
+    [cell] = plan("toy_vis", losses=["eos"], seeds=1, digits=["mnist"])
+    folder = finished_run(tmp_path / "runs", cell)
+    of_ten = Scored.load(folder / SCORES_FILE)
+    angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
+    flat = replace(
+        of_ten, features=of_ten.features[:, :2], centers=np.c_[np.cos(angles), np.sin(angles)].astype(np.float32)
+    )  # fmt: skip
+    flat.save(folder / SCORES_FILE)
+    target = grid_pages.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
+    assert target is not None
+    shown = section(target.read_text(), "## Deep features")
+    [name] = re.findall(r"!\[eos, .*\]\((.*-eos-features.png)\)", shown)
+    with Image.open(target.parent / name) as picture:
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 50
+
+
 def test_setting_whose_models_all_diverged_is_reported(tmp_path: Path, two_losses: Path) -> None:
     [cell] = cells("eos", seeds=1)
     folder = tmp_path / "runs" / cell.name
@@ -664,14 +717,31 @@ def test_difference_stands_beside_the_experiments_that_could_explain_it(grid: Pa
     # The test's cos_eos is never wrong, the published one is in .0077 of all cases.
     for cell in cells("cos_eos", options={"activation": "prelu"}):
         finished_run(grid / "runs", cell, quality=3.0)
-    line = line_of(section(written(grid), "### Beyond the published values"), "cos_eos")
-    assert line[1] == "Acc"
+    outside = section(written(grid), "### Outside the published spread")
+    [line] = [
+        found
+        for row in outside.splitlines()
+        if (found := [cell.strip() for cell in row.split("|")[1:-1]])[:2] == ["`cos_eos`", "Acc"]
+    ]
     assert line[2] == ".9923 [.991, .994]"
-    assert re.search(r"`activation=prelu`: \.9[\d]+ ±", line[4])
+    assert line[4] == "beyond"
+    assert re.search(r"`activation=prelu`: \.9[\d]+ ±", line[5])
     assert (
         "`feature_bias=false`: not run, `make reproduce PROTOCOL=toy LOSSES=cos_eos SEEDS=1 DIGITS=mnist "
         "DATA=$DATA OPTIONS=feature_bias=false`"
-    ) in line[4]
+    ) in line[5]
+
+
+def test_what_lies_outside_the_spread_has_its_experiments_though_the_intervals_allow_it(
+    grid: Path,
+) -> None:
+    rows = rows_of_cos_eos(grid, [0.98], [0.5, 1.0])  # the thesis has .9919, with a spread of .006
+    setting = published_setting("toy")
+    entries = group_rows(rows, grid / "none", grid / "none")[setting]
+    line = line_of("\n" + grid_tables.deviation_table(setting, entries), "cos_eos")
+    assert line[1:3] == ["CCR@1e-2", ".9919 [.986, .998]"]
+    assert line[4] == "undecided"
+    assert "OPTIONS=activation=prelu" in line[5]
 
 
 def test_switches_are_options_that_the_loss_has() -> None:
@@ -697,7 +767,7 @@ def test_scores_of_another_evaluation_are_not_mixed_with_the_rows(grid: Path) ->
     }
     assert entries["cos_eos"].replicates("unknowns", "softmax") is not None
     assert entries["eos"].replicates("unknowns", "softmax") is None
-    assert entries["eos"].over_images("0.1") is None
+    assert entries["eos"].over_classes("0.1") is None
     assert entries["eos"].mean("0.1") is not None
 
 
