@@ -36,16 +36,19 @@ CAPTIONS = {
     "angles": "angles to the own (knowns) or nearest center, with the probability of an angle",
 }
 
-# What the thesis compares in one panel; p1 to p3 have the first three (its figures 6.5 to 6.10), toy the others.
+# What the thesis compares in one panel: on photographs (its figures 6.5 to 6.10, A.1 to A.3), and on characters besides.
 _PANELS = {
     "margins without negatives": ("softmax", "sfn_norm", "sfn_cosface", "sfn_arcface"),
     "Margin-OS": ("os", "norm_os", "cos_os", "arc_os"),
     "Margin-EOS": ("os", "eos", "norm_eos", "cos_eos", "arc_eos"),
+}
+_MORE_PANELS_OF_CHARACTERS = {
     "kinds of margin": ("sm_softmax", "sphereface", "cosface", "arcface"),
     "hard or soft, cosine": ("cosface", "sfn_cosface", "cos_eos", "cos_eos_sfn"),
     "hard or soft, angular": ("arcface", "sfn_arcface", "arc_eos", "arc_eos_sfn"),
     "symmetric or not": ("cos_os", "cos_os_nonsym", "arc_os", "arc_os_nonsym"),
 }
+_CHARACTERS = ("toy", "toy_vis", "glyphs")
 # Okabe and Ito: told apart by all kinds of color vision; the lines differ as well.
 _COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINES = ("-", "--", "-", "-.", ":", "--", "-.")
@@ -141,7 +144,7 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
             if len(twins) >= _MIN_STYLE_ROWS:
                 everyone = _summarized([entry for pair in twins for entry in pair])
                 keep(f"{slug(first)}-style", partial(draw_style, first, twins), everyone)
-    if protocol in ("toy", "toy_vis", "glyphs"):  # photographs stay out of the repository
+    if protocol in _CHARACTERS:  # photographs stay out of the repository
         drawn |= copy_sheets(settings, folder)
     return drawn
 
@@ -209,13 +212,15 @@ def _finish_oscr(axes: Axes, curves: Sequence[Curve]) -> None:
 def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     """What belongs into one panel: the comparisons, for each set of options; a loss with all its options; the rest."""
     panels: list[tuple[str, list[Entry]]] = []
+    of_characters = {entry.setting.protocol for entry in entries} <= set(_CHARACTERS)
+    asked = _PANELS | (_MORE_PANELS_OF_CHARACTERS if of_characters else {})
     by_options: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         by_options.setdefault(entry.label.removeprefix(entry.loss), {})[entry.loss] = entry
     for options, alike in sorted(by_options.items()):
         compared = {
             title: [alike[loss] for loss in losses if loss in alike]
-            for title, losses in _PANELS.items()
+            for title, losses in asked.items()
         }
         panels += [
             (title + options, chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,15 @@ def load(
         for path in _files(data / "train" / wnid)
     ]
     wnids = [Path(path).parent.name for path in paths]
+    per_class = Counter(wnids)
+    fewest = min(per_class.values())
+    if fewest < 2 or len(paths) - int(0.8 * len(paths)) < len(per_class):
+        scarce = [wnid for wnid, count in per_class.items() if count == fewest]
+        raise ValueError(
+            f"a fifth of the training images validates, so that there must be at least five a class on average and two in each; "
+            f"{data / 'train'} holds {len(paths)} of {len(per_class)} classes, and {fewest} of "
+            f"{', '.join(scarce[:5])}{' and others' if len(scarce) > 5 else ''}"
+        )
     train, validation = train_test_split(paths, train_size=0.8, stratify=wnids, random_state=seed)
     test = [
         path for group in groups.values() for wnid in group for path in _files(data / "val" / wnid)

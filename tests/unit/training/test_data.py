@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,28 @@ def test_missing_classes_are_refused_with_a_list(tree: Path) -> None:
     assert protocol.known[0] in str(caught.value)
     assert protocol.known[1] not in str(caught.value)
     assert "--allow-missing-classes" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        ([10, 10, 10, 10, 1], "5 classes, and 1 of n"),
+        ([4, 4, 4, 4, 4], "holds 20 of 5 classes, and 4 of n.*, n"),
+        ([10, 10, 2, 2, 2], None),
+    ],
+)
+def test_too_few_images_to_validate_with_are_refused_with_their_classes(
+    tree: Path, tmp_path: Path, left: list[int], message: str | None
+) -> None:
+    shutil.copytree(tree, tmp_path / "tree")
+    for folder, count in zip(sorted((tmp_path / "tree/train").iterdir()), left, strict=True):
+        for file in sorted(folder.iterdir())[count:]:
+            file.unlink()
+    if message is None:
+        assert len(load_tree(tmp_path / "tree").validation) == 6
+    else:
+        with pytest.raises(ValueError, match=message):
+            load_tree(tmp_path / "tree")
 
 
 def test_restricted_protocol_relabels_and_says_so(tree: Path) -> None:

@@ -672,6 +672,28 @@ def test_contact_sheet_keeps_its_name_in_whatever_company_its_loss_is_shown(tmp_
     )
 
 
+def test_photographs_have_the_panels_of_the_thesis(tmp_path: Path) -> None:
+    # Its figures 6.5 to 6.10 and, with logit thresholds, A.1 to A.3.
+    compared = {
+        "margins without negatives": ["softmax", "sfn_norm", "sfn_cosface", "sfn_arcface"],
+        "Margin-OS": ["os", "norm_os", "cos_os", "arc_os"],
+        "Margin-EOS": ["os", "eos", "norm_eos", "cos_eos", "arc_eos"],
+    }
+    losses = sorted({loss for panel in compared.values() for loss in panel})
+    for cell in plan("p1", losses=losses, seeds=1, digits=[]):
+        finished_run(tmp_path / "runs", cell)
+    target = grid_pages.write("p1", runs=tmp_path / "runs", results=tmp_path / "results")
+    assert target is not None
+    settings = group_rows(read_rows(tmp_path / "results/p1.json"), tmp_path / "runs", tmp_path)
+    [entries] = settings.values()
+    assert {
+        title: [entry.loss for entry in shown] for title, shown in grid_figures.panels(entries)
+    } == compared
+    for kind in ("oscr", "oscr-logit", "angles"):
+        [name] = re.findall(rf"!\[.*\]\((figures/p1-[^)]*-{kind}.png)\)", target.read_text())
+        assert (target.parent / name).is_file()
+
+
 def test_a_panel_that_compares_nothing_of_its_own_is_left_out(tmp_path: Path) -> None:
     for loss in ("os", "norm_os", "cos_os", "arc_os", "eos", "cos_eos"):
         finished_run(tmp_path / "runs", cells(loss, seeds=1)[0])
