@@ -304,7 +304,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second: value, interval over seeds and over images; None where there is none."""
+    """First minus second: value, interval over seeds and over classes; None where there is none."""
 
     value: float
     over_seeds: Interval | None
@@ -335,18 +335,20 @@ def difference(
         return None
     values = [entry.values(column, group=group, score=score) for entry, group, score in compared]
     replicates = [entry.replicates(group, score) for entry, group, score in compared]
-    images = None
+    classes = None
     if replicates[0] is not None and replicates[1] is not None:
-        images = percentile_interval(replicates[0][column] - replicates[1][column])
-    if images is not None:
-        images = widened(images, means[0] - means[1], first.setting.class_count(groups[0], column))
+        classes = percentile_interval(replicates[0][column] - replicates[1][column])
+    if classes is not None:
+        count = first.setting.class_count(groups[0], column)
+        low, high = widened(classes, means[0] - means[1], count)
+        classes = max(-1.0, low), min(1.0, high)
     # Two scores of the same models are paired by seed.
     seeds = (
         seed_interval([one - other for one, other in zip(*values, strict=True)])
         if first is second
         else seed_difference_interval(*values)
     )
-    return Difference(means[0] - means[1], seeds, images)
+    return Difference(means[0] - means[1], seeds, classes)
 
 
 def group_rows(rows: Iterable[Row], runs: Path, results: Path) -> dict[Setting, list[Entry]]:

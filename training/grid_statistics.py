@@ -1,4 +1,4 @@
-"""Intervals of the grid: over seeds (Student's t) and over images (bootstrap of whole classes, paired between models)."""
+"""Intervals of the grid: over seeds (Student's t) and over classes (bootstrap of whole classes, paired between models)."""
 
 from __future__ import annotations
 

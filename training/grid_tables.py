@@ -53,7 +53,7 @@ def interval_text(interval: Interval | None) -> str:
 def figure_text(
     entry: Entry, column: str, *, group: str = "unknowns", score: str = "softmax"
 ) -> str:
-    """Mean, half-width over seeds, interval over images; why not, where there is no mean."""
+    """Mean, half-width over seeds, interval over classes; why not, where there is no mean."""
     options = {"group": group, "score": score}
     if any(model.diverged for model in entry.models):
         return "diverged"
@@ -387,7 +387,7 @@ def _experiment(
 
 
 def difference_text(result: Difference | None) -> str:
-    """Value, half-width over seeds and interval over images; bold where both exclude zero."""
+    """Value, half-width over seeds and interval over classes; bold where both exclude zero."""
     if result is None:
         return "–"
     half = ""
@@ -613,6 +613,6 @@ def conclusion(entries: Sequence[Entry]) -> str:
     return (
         f"Differences whose two intervals both exclude zero: {'; '.join(parts)}. Of {total} comparisons at 95 %, about "
         f"{0.05 * total:.1f} would look established by chance on one interval alone; requiring both makes that rarer. "
-        "The intervals over images draw whole classes, of which there are few: such a bootstrap is too narrow, and widening it "
+        "The intervals over classes draw whole classes, of which there are few: such a bootstrap is too narrow, and widening it "
         "for the number of classes, as was done here, makes up for that only approximately."
     )

@@ -31,6 +31,7 @@ from training.grid_tables import (
     switches,
     verdict,
 )
+from training.protocols import get_protocol
 from training.report import build_report
 from training.runs import CONFIG
 from training.scoring import Scored
@@ -672,6 +673,17 @@ def test_contact_sheet_keeps_its_name_in_whatever_company_its_loss_is_shown(tmp_
     )
 
 
+def test_interval_of_a_difference_stays_within_what_is_possible(
+    grid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = group_rows(read_rows(grid / "results/toy.json"), grid / "runs", grid / "results")
+    [first, second, *_] = entries[published_setting("toy")]
+    monkeypatch.setattr("training.grid_results.widened", lambda *_: (-1.2, 1.009))
+    found = difference(first, second, "0.1")
+    assert found is not None
+    assert found.over_classes == (-1.0, 1.0)
+
+
 def test_photographs_have_the_panels_of_the_thesis(tmp_path: Path) -> None:
     # Its figures 6.5 to 6.10 and, with logit thresholds, A.1 to A.3.
     compared = {
@@ -680,8 +692,14 @@ def test_photographs_have_the_panels_of_the_thesis(tmp_path: Path) -> None:
         "Margin-EOS": ["os", "eos", "norm_eos", "cos_eos", "arc_eos"],
     }
     losses = sorted({loss for panel in compared.values() for loss in panel})
+    unknown = get_protocol("p1").unknown
     for cell in plan("p1", losses=losses, seeds=1, digits=[]):
-        finished_run(tmp_path / "runs", cell)
+        folder = finished_run(tmp_path / "runs", cell)
+        of_letters = Scored.load(folder / SCORES_FILE)
+        groups = of_letters.groups.astype("U9")
+        for letter, wnid in zip(LETTERS[UNKNOWN], unknown, strict=False):
+            groups[groups == letter] = wnid
+        replace(of_letters, groups=groups).save(folder / SCORES_FILE)
     target = grid_pages.write("p1", runs=tmp_path / "runs", results=tmp_path / "results")
     assert target is not None
     settings = group_rows(read_rows(tmp_path / "results/p1.json"), tmp_path / "runs", tmp_path)
@@ -689,6 +707,13 @@ def test_photographs_have_the_panels_of_the_thesis(tmp_path: Path) -> None:
     assert {
         title: [entry.loss for entry in shown] for title, shown in grid_figures.panels(entries)
     } == compared
+    # Classes have names for people.
+    passing = section(target.read_text(), "### Who passes")
+    names = {get_protocol("p1").class_names[wnid].partition(",")[0] for wnid in unknown[:4]}
+    shown = set(re.findall(r"[|,] ([^|,→]+) →", passing))
+    assert shown
+    assert shown <= names
+    assert not re.search(r"n\d{8}", passing)
     for kind in ("oscr", "oscr-logit", "angles"):
         [name] = re.findall(rf"!\[.*\]\((figures/p1-[^)]*-{kind}.png)\)", target.read_text())
         assert (target.parent / name).is_file()
