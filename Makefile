@@ -19,6 +19,8 @@ PRECISION ?=
 flag = $(if $($(1)),$(2) $(if $(3),$(3),$($(1))))
 # The grid is not for the default protocol, unless that was asked for.
 chosen-protocol = $(if $(filter file,$(origin PROTOCOL)),,$(PROTOCOL))
+# What both commands that train arms side by side take besides.
+arms-of-part = $(call flag,IMAGE_SIZE,--image-size) $(call flag,PER_CLASS,--per-class) $(if $(ALLOW_MISSING_CLASSES),--allow-missing-classes) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device) $(call flag,JSON,--json)
 need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
 
 .PHONY: help install lock demo train evaluate export calibrate archive serve bench shortcut compare-losses cures recommend reproduce report up up-gpu down test lint types chaos clean
@@ -84,12 +86,12 @@ shortcut: install ## can foreign images be told by a histogram of values? If so,
 compare-losses: install ## all twenty losses, one epoch each on glyphs, one table of CCR@FPR | [PROTOCOL= EPOCHS= LOSSES=a,b SIZE=]
 	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) $(call flag,SIZE,--size)
 
-cures: install ## variants side by side | CURE=arc_os|scale|feature_dim|background|preset|margin|magnitude_weight [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= PER_CLASS= SEEDS= DEVICE=]
+cures: install ## variants side by side | CURE=arc_os|arc_os_stress|scale|feature_dim|background|preset|margin|magnitude_weight|turned_negatives [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 SEEDS= DEVICE= JSON=]
 	$(call need,CURE,scale)
-	@$(PY) -m training.cures --cure $(CURE) --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,PER_CLASS,--per-class) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
+	@$(PY) -m training.cures --cure $(CURE) --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(arms-of-part)
 
-recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS= DIGITS= SIZE= PER_CLASS= DEVICE=]
-	@$(PY) -m training.recommend --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,PER_CLASS,--per-class) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device)
+recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 DEVICE= JSON=]
+	@$(PY) -m training.recommend --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(arms-of-part)
 
 reproduce: install ## the thesis' grid into docs/results | PROTOCOL= [SEEDS=3|2-3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= IMAGE_SIZE= BUDGET_MINUTES= PROCESSES= STACK= DEVICE= PRECISION= WORKERS=]
 	@$(PY) -m training.reproduce --protocol $(or $(chosen-protocol),toy) $(call flag,PRESET,--preset) $(call flag,SEEDS,--seeds) $(call flag,LOSSES,--losses) \

@@ -240,3 +240,15 @@ __all__ = [
     "tiny_artifact",
     "tiny_card",
 ]
+
+
+def emnist_files(root: Path) -> Path:
+    """EMNIST's files with ten random images for each digit and letter."""
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name, labels in (("mnist", np.arange(10)), ("letters", np.arange(1, 27))):
+            repeated = np.repeat(labels, 10)
+            images = random.integers(0, 256, (len(repeated), 28, 28), dtype=np.uint8)
+            for kind, array in (("images-idx3", images), ("labels-idx1", repeated)):
+                write_idx(root / "emnist" / f"emnist-{name}-{part}-{kind}-ubyte.gz", array)
+    return root

@@ -42,6 +42,8 @@ def parsed(*words: str) -> tuple[str, argparse.Namespace]:
          "BUDGET_MINUTES=5", "DEVICE=cpu", "PRECISION=bfloat16", "WORKERS=1", "OPTIONS=scale=adacos compile=true"],
         ["report", "PROTOCOL=toy", "MERGE=other.json"],
         ["recommend", "PROTOCOL=toy", "SEEDS=1,2,3", "DIGITS=mnist", "DATA=/data"],
+        *([target, "CURE=arc_os_stress", "PROTOCOL=p3", "DATA=/data", "IMAGE_SIZE=64", "PER_CLASS=100",
+           "ALLOW_MISSING_CLASSES=1", "JSON=a"] for target in ("cures", "recommend")),
         ["train", "PROTOCOL=folders", "DATA=/data", "PRESET=modern", "EPOCHS=20", "OPTIONS=initial_weights=w.pth", "CACHE=none"],
     ],
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.factories import emnist_files
 from training import grid_pages, grid_report, reproduce
 from training.grid_rows import read_rows
 from training.losses.criterion import OpenSetCriterion
@@ -23,22 +23,6 @@ from training.runs import Run
 
 # Of ten images a class eight are for training: 80 digits and 88 letters in batches of 32; softmax sees the digits alone.
 STEPS = {"cos_eos": 6, "softmax": 3}
-
-
-def characters(root: Path) -> Path:
-    """EMNIST's files with ten random images for each digit and letter."""
-    random = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for name, labels in (("mnist", np.arange(10)), ("letters", np.arange(1, 27))):
-            repeated = np.repeat(labels, 10).astype(np.uint8)
-            images = random.integers(0, 256, (len(repeated), 28, 28), dtype=np.uint8)
-            for kind, array in (("images-idx3", images), ("labels-idx1", repeated)):
-                sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-                content = bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
-                file = root / "emnist" / f"emnist-{name}-{part}-{kind}-ubyte.gz"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(gzip.compress(content))
-    return root
 
 
 class StepCounter:
@@ -71,7 +55,7 @@ def test_grid_is_interrupted_resumed_gathered_and_reported_again(
     caplog.set_level("INFO")
     monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
     counter = StepCounter(monkeypatch)
-    characters(tmp_path / "data")
+    emnist_files(tmp_path / "data")
     file = tmp_path / "results/toy.json"
 
     # Ctrl-C in the first cell.
@@ -140,7 +124,7 @@ def test_stacked_cells_stop_and_go_on_together_and_get_the_rows_of_single_ones(
     caplog.set_level("INFO")
     monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
     counter = StepCounter(monkeypatch)
-    characters(tmp_path / "data")
+    emnist_files(tmp_path / "data")
 
     # The budget's clock rings in the first round of steps, Ctrl-C comes in the third, softmax' last.
     counter.signals = {1: signal.SIGALRM, 5: signal.SIGINT}
@@ -170,7 +154,7 @@ def test_diverged_cells_of_a_stack_get_rows_that_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
-    characters(tmp_path / "data")
+    emnist_files(tmp_path / "data")
     assert command(tmp_path, "--stack", "2", "--option", "learning_rate=1e30") == 1
     rows = read_rows(tmp_path / "results/toy.json")
     assert {row["loss"] for row in rows} == STEPS.keys()
