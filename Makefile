@@ -19,8 +19,9 @@ PRECISION ?=
 flag = $(if $($(1)),$(2) $(if $(3),$(3),$($(1))))
 # The grid is not for the default protocol, unless that was asked for.
 chosen-protocol = $(if $(filter file,$(origin PROTOCOL)),,$(PROTOCOL))
-# What both commands that train arms side by side take besides.
-arms-of-part = $(call flag,IMAGE_SIZE,--image-size) $(call flag,PER_CLASS,--per-class) $(if $(ALLOW_MISSING_CLASSES),--allow-missing-classes) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device) $(call flag,JSON,--json)
+# What cures and recommend, which train arms side by side, both take.
+arm-flags = --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,IMAGE_SIZE,--image-size) \
+  $(call flag,PER_CLASS,--per-class) $(if $(ALLOW_MISSING_CLASSES),--allow-missing-classes) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device) $(call flag,JSON,--json)
 need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
 
 .PHONY: help install lock demo train evaluate export calibrate archive serve bench shortcut compare-losses cures recommend reproduce report up up-gpu down test lint types chaos clean
@@ -51,9 +52,9 @@ lock: ## renew requirements.lock from pyproject.toml
 demo: install ## train glyphs, serve it, show a known and an unknown image (KEEP=1 leaves it running) | [PORT=8000 KEEP=1]
 	@$(PY) -m serving.demo --port $(PORT) $(if $(KEEP),--keep)
 
-# Training on a CPU keeps the memory it frees, for its next step: fresh pages cost time (benchmarks/allocator.py). glibc's names.
-demo train compare-losses cures recommend reproduce: export MALLOC_MMAP_MAX_ ?= 0
-demo train compare-losses cures recommend reproduce: export MALLOC_TRIM_THRESHOLD_ ?= 1099511627776
+# Training keeps the memory it frees, for its next step: on a CPU fresh pages cost time (benchmarks/allocator.py). glibc's names.
+train compare-losses cures recommend reproduce: export MALLOC_MMAP_MAX_ ?= 0
+train compare-losses cures recommend reproduce: export MALLOC_TRIM_THRESHOLD_ ?= 1099511627776
 
 # -- from data to model -----------------------------------------------------------------------------------------------
 
@@ -88,10 +89,10 @@ compare-losses: install ## all twenty losses, one epoch each on glyphs, one tabl
 
 cures: install ## variants side by side | CURE=arc_os|arc_os_stress|scale|feature_dim|background|preset|margin|magnitude_weight|turned_negatives [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 SEEDS= DEVICE= JSON=]
 	$(call need,CURE,scale)
-	@$(PY) -m training.cures --cure $(CURE) --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(arms-of-part)
+	@$(PY) -m training.cures --cure $(CURE) $(arm-flags)
 
 recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 DEVICE= JSON=]
-	@$(PY) -m training.recommend --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(arms-of-part)
+	@$(PY) -m training.recommend $(arm-flags)
 
 reproduce: install ## the thesis' grid into docs/results | PROTOCOL= [SEEDS=3|2-3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= IMAGE_SIZE= BUDGET_MINUTES= PROCESSES= STACK= DEVICE= PRECISION= WORKERS=]
 	@$(PY) -m training.reproduce --protocol $(or $(chosen-protocol),toy) $(call flag,PRESET,--preset) $(call flag,SEEDS,--seeds) $(call flag,LOSSES,--losses) \

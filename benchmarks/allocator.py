@@ -14,6 +14,7 @@ import ctypes.util
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -46,6 +47,7 @@ class Step:
     network: str
     batch_size: int
     image_size: int
+    channels: int
     precision: str
 
     def __str__(self) -> str:
@@ -59,16 +61,17 @@ def settings() -> dict[str, dict[str, str] | None]:
 
 
 @contextmanager
-def worker(step: Step, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def worker(step: Step, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process that takes a step for every line that it reads and answers with seconds and its peak memory in bytes."""
     cleared = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("MALLOC_") and name not in ("LD_PRELOAD", *_HUGE)
+        if not name.startswith("MALLOC_") and name not in ("LD_PRELOAD", "GLIBC_TUNABLES", *_HUGE)
     }
     command = [sys.executable, __file__, "--worker", json.dumps(vars(step))]
+    # Unbuffered: nothing is left to be written to a process that has ended.
     with subprocess.Popen(
-        command, env={**cleared, **environment}, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        command, env={**cleared, **environment}, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:  # fmt: skip
         try:
             yield process
@@ -76,7 +79,7 @@ def worker(step: Step, environment: dict[str, str]) -> Iterator[subprocess.Popen
             process.kill()
 
 
-def ask(process: subprocess.Popen[str]) -> tuple[float, int]:
+def ask(process: subprocess.Popen[bytes]) -> tuple[float, int]:
     """One step: seconds, peak resident bytes.
 
     Raises:
@@ -85,7 +88,7 @@ def ask(process: subprocess.Popen[str]) -> tuple[float, int]:
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(BrokenPipeError):
-        process.stdin.write("step\n")
+        process.stdin.write(b"step\n")
     answer = process.stdout.readline()
     if not answer:
         raise RuntimeError(f"a process ended with status {process.wait()}; try a smaller --batch")
@@ -94,7 +97,8 @@ def ask(process: subprocess.Popen[str]) -> tuple[float, int]:
 
 
 def answer_steps(step: Step) -> None:
-    """The loop of such a process."""
+    """The loop of such a process; Ctrl-C is for the one that asks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     taken = step_seconds("cpu", **vars(step))
     for _ in sys.stdin:
         seconds = next(taken)
@@ -154,8 +158,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--batch and --repeats must be at least 1")
     table = Table(json=arguments.json)
     try:
-        table.add(measure(Step("resnet50", arguments.batch, 64, arguments.precision), arguments.repeats))  # fmt: skip
-        table.add(measure(Step("lenet_plus_plus", 32, 28, arguments.precision), 10 * arguments.repeats))  # fmt: skip
+        table.add(measure(Step("resnet50", arguments.batch, 64, 3, arguments.precision), arguments.repeats))  # fmt: skip
+        table.add(measure(Step("lenet_plus_plus", 32, 28, 1, arguments.precision), 10 * arguments.repeats))  # fmt: skip
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -27,14 +27,19 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def step_seconds(
-    device: str, precision: str, *, batch_size: int, image_size: int, network: str = "resnet50"
+    device: str,
+    precision: str,
+    *,
+    batch_size: int,
+    image_size: int,
+    network: str = "resnet50",
+    channels: int = 3,
 ) -> Iterator[float]:
     """Seconds of a forward, backward and update of random images, step after step without end."""
     torch.manual_seed(0)
     model = build_network(network, feature_dim=116).to(device)
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    channels = getattr(model, "image_channels", 3)
     images = torch.rand(batch_size, channels, image_size, image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     while True:

@@ -226,22 +226,6 @@ def _fitted(card: ModelCard) -> dict[str, torch.nn.Module]:
     }
 
 
-__all__ = [
-    "DIGITS",
-    "FOREIGN_DEG",
-    "KNOWN_DEG",
-    "character_data",
-    "character_split",
-    "features_at",
-    "fill_with_images",
-    "grey_image",
-    "image_bytes",
-    "scored_at",
-    "tiny_artifact",
-    "tiny_card",
-]
-
-
 def emnist_files(root: Path) -> Path:
     """EMNIST's files with ten random images for each digit and letter."""
     random = np.random.default_rng(0)
@@ -252,3 +236,20 @@ def emnist_files(root: Path) -> Path:
             for kind, array in (("images-idx3", images), ("labels-idx1", repeated)):
                 write_idx(root / "emnist" / f"emnist-{name}-{part}-{kind}-ubyte.gz", array)
     return root
+
+
+__all__ = [
+    "DIGITS",
+    "FOREIGN_DEG",
+    "KNOWN_DEG",
+    "character_data",
+    "character_split",
+    "emnist_files",
+    "features_at",
+    "fill_with_images",
+    "grey_image",
+    "image_bytes",
+    "scored_at",
+    "tiny_artifact",
+    "tiny_card",
+]

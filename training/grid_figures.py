@@ -211,7 +211,7 @@ def _finish_oscr(axes: Axes, curves: Sequence[Curve]) -> None:
 
 def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     """What belongs into one panel: the comparisons, for each set of options; a loss with all its options; the rest."""
-    panels: list[tuple[str, list[Entry]]] = []
+    found: list[tuple[str, list[Entry]]] = []
     of_characters = {entry.setting.protocol for entry in entries} <= set(_CHARACTERS)
     asked = _PANELS | (_MORE_PANELS_OF_CHARACTERS if of_characters else {})
     by_options: dict[str, dict[str, Entry]] = {}
@@ -222,23 +222,27 @@ def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
             title: [alike[loss] for loss in losses if loss in alike]
             for title, losses in asked.items()
         }
-        panels += [
+        found += [
             (title + options, chosen)
             for title, chosen in compared.items()
-            if len(chosen) > 1 and not _is_part_of_another(title, compared)
+            if len(chosen) > 1 and not _is_shown_by_another(title, compared)
         ]
     for loss in dict.fromkeys(entry.loss for entry in entries):
         variants = [entry for entry in entries if entry.loss == loss]
-        panels += [(f"{loss} and options", variants)] if len(variants) > 1 else []
-    shown = {id(entry) for _, chosen in panels for entry in chosen}
+        found += [(f"{loss} and options", variants)] if len(variants) > 1 else []
+    shown = {id(entry) for _, chosen in found for entry in chosen}
     rest = [entry for entry in entries if id(entry) not in shown]
-    return [*panels, ("others" if panels else "", rest)] if rest else panels
+    return [*found, ("others" if found else "", rest)] if rest else found
 
 
-def _is_part_of_another(title: str, compared: dict[str, list[Entry]]) -> bool:
-    """Where what it would be compared with was not run, a panel shows nothing that another does not."""
-    own = {entry.loss for entry in compared[title]}
-    return any(own < {entry.loss for entry in others} for others in compared.values())
+def _is_shown_by_another(title: str, compared: dict[str, list[Entry]]) -> bool:
+    """Where what it would be compared with was not run, a panel shows nothing that a larger or an earlier one does not."""
+    shown = {name: {entry.loss for entry in entries} for name, entries in compared.items()}
+    titles = list(shown)
+    earlier = titles[: titles.index(title)]
+    return any(shown[title] < shown[other] for other in titles) or any(
+        shown[title] == shown[other] for other in earlier
+    )
 
 
 def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure | None:

@@ -139,7 +139,7 @@ def _origin(protocol: str, rows: list[Row]) -> str:
     return (
         f"Made by `make report PROTOCOL={protocol}` from `{protocol}.json` and the stored scores; not to be edited. "
         f"The rows come from `make reproduce PROTOCOL={protocol}`, {len(cells)} trained models "
-        f"(+: other tracked files than at the commit, such as rows of other runs):\n\n{listed}"
+        f"(+: tracked files differed from the commit's, for instance rows of other runs):\n\n{listed}"
     )
 
 
@@ -151,8 +151,7 @@ def _thesis_table(published: Setting, entries: Sequence[Entry]) -> list[str]:
     how = "CCR against **unknowns**, softmax scores, FPR strictly below the target, as published. The thesis has one run a row."
     return [
         f"## The thesis' {_TABLE_NAMES[protocol]} and ours",
-        "" if entries else "Nothing was run in this setting yet.",
-        f"Setting: {published.title}. {how}",
+        f"Setting: {published.title}. {how}" + ("" if entries else " Nothing was run in it yet."),
         grid_tables.published_table(published, entries),
         grid_tables.precision_note(entries),
         grid_tables.replicate_note(protocol),

@@ -335,20 +335,20 @@ def difference(
         return None
     values = [entry.values(column, group=group, score=score) for entry, group, score in compared]
     replicates = [entry.replicates(group, score) for entry, group, score in compared]
-    classes = None
+    over_classes = None
     if replicates[0] is not None and replicates[1] is not None:
-        classes = percentile_interval(replicates[0][column] - replicates[1][column])
-    if classes is not None:
+        over_classes = percentile_interval(replicates[0][column] - replicates[1][column])
+    if over_classes is not None:
         count = first.setting.class_count(groups[0], column)
-        low, high = widened(classes, means[0] - means[1], count)
-        classes = max(-1.0, low), min(1.0, high)
+        low, high = widened(over_classes, means[0] - means[1], count)
+        over_classes = max(-1.0, low), min(1.0, high)
     # Two scores of the same models are paired by seed.
     seeds = (
         seed_interval([one - other for one, other in zip(*values, strict=True)])
         if first is second
         else seed_difference_interval(*values)
     )
-    return Difference(means[0] - means[1], seeds, classes)
+    return Difference(means[0] - means[1], seeds, over_classes)
 
 
 def group_rows(rows: Iterable[Row], runs: Path, results: Path) -> dict[Setting, list[Entry]]:

@@ -67,9 +67,9 @@ def load(
     if fewest < 2 or len(paths) - int(0.8 * len(paths)) < len(per_class):
         scarce = [wnid for wnid, count in per_class.items() if count == fewest]
         raise ValueError(
-            f"a fifth of the training images validates, so that there must be at least five a class on average and two in each; "
-            f"{data / 'train'} holds {len(paths)} of {len(per_class)} classes, and {fewest} of "
-            f"{', '.join(scarce[:5])}{' and others' if len(scarce) > 5 else ''}"
+            "a fifth of the training images validates and must hold one of each class, which has two at least; the known and "
+            f"negative classes in {data / 'train'} have {len(paths)} images of {len(per_class)} classes, the fewest "
+            f"({fewest}) in {', '.join(scarce[:5])}{' and others' if len(scarce) > 5 else ''}"
         )
     train, validation = train_test_split(paths, train_size=0.8, stratify=wnids, random_state=seed)
     test = [
@@ -120,6 +120,6 @@ def _missing_text(protocol: Protocol, data: Path, missing: dict[str, list[str]])
     ]
     lines.append(
         "complete the tree, or restrict the protocol to what is there with --allow-missing-classes "
-        "(OPTIONS=allow_missing_classes=true); every report will say so"
+        "(OPTIONS=allow_missing_classes=true; make cures, make recommend: ALLOW_MISSING_CLASSES=1); every report will say so"
     )
     return "\n".join(lines)

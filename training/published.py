@@ -12,7 +12,7 @@ from training.losses import LOSSES
 TARGETS = ("0.001", "0.01", "0.1")
 
 # Table 6.1 rests on one run a row. Later runs of the author, of nine of its losses and with s = 15 instead of 13, differ
-# from it by this much at most; without negatives, CCR@1e-3 differs by a factor.
+# from it by about this much at most; without negatives, CCR@1e-3 differs by a factor.
 _TOY_SPREAD = {
     True: {"0.001": 0.02, "0.01": 0.006, "0.1": 0.002, "accuracy": 0.0015},
     False: {"0.01": 0.17, "0.1": 0.03, "accuracy": 0.0015},

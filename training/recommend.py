@@ -182,7 +182,7 @@ def figure_of_merit(ccr_at_fpr: dict[str, float | None]) -> float:
 def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The candidate and score with the largest mean figure over the seeds, unless the runner-up is simpler and as good.
 
-    The two are as good where an interval of their paired difference, over seeds (from two on) or over classes, holds 0. A
+    The two are as good where an interval of their paired difference, over seeds (from two on) or over classes, includes 0. A
     score is simpler than those after it in ``ALL_SCORES``; with the same score, fewer options are, then the earlier
     candidate. With a single seed the choice is provisional.
 

@@ -39,6 +39,7 @@ def test_recommended_goes_from_training_to_an_archive_with_its_score(
     [folder] = (tmp_path / "runs").iterdir()
     config = Run(folder).config
     assert (config.loss, config.preset) == (chosen.loss, chosen.preset)
+    assert config.training.turned_negatives == chosen.options.get("turned_negatives", 0.0)
     assert export.main(["--run", str(folder), "--fpr", "0.5"]) == 0
     artifact = Run(folder).artifact
     store = tmp_path / "store"

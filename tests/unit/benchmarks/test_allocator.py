@@ -34,7 +34,7 @@ def test_a_process_has_the_environment_of_its_way_and_nothing_of_the_callers(
 ) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
-    step = allocator.Step("lenet_plus_plus", 2, 28, "float32")
+    step = allocator.Step("lenet_plus_plus", 2, 28, 1, "float32")
     with allocator.worker(step, {"MALLOC_MMAP_MAX_": "0"}) as process:
         allocator.ask(process)
         environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
@@ -43,16 +43,15 @@ def test_a_process_has_the_environment_of_its_way_and_nothing_of_the_callers(
 
 
 def test_a_process_that_ends_is_an_error_that_says_what_to_do() -> None:
-    step = allocator.Step("lenet_plus_plus", 2, 28, "float32")
+    step = allocator.Step("lenet_plus_plus", 2, 28, 1, "float32")
     with allocator.worker(step, {}) as process:
         process.kill()
+        process.wait()  # so that there is nobody to write to
         with pytest.raises(RuntimeError, match=r"status -9; try a smaller --batch"):
             allocator.ask(process)
 
 
-@pytest.mark.parametrize(
-    "target", ["demo", "train", "compare-losses", "cures", "recommend", "reproduce"]
-)
+@pytest.mark.parametrize("target", ["train", "compare-losses", "cures", "recommend", "reproduce"])
 def test_targets_that_train_keep_their_memory(target: str, tmp_path: Path) -> None:
     seen = tmp_path / "python"
     seen.write_text("#!/bin/sh\nenv\n")

@@ -234,8 +234,8 @@ def test_missing_classes_are_refused_with_a_list(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("left", "message"),
     [
-        ([10, 10, 10, 10, 1], "5 classes, and 1 of n"),
-        ([4, 4, 4, 4, 4], "holds 20 of 5 classes, and 4 of n.*, n"),
+        ([10, 10, 10, 10, 1], "of 5 classes, the fewest \\(1\\) in n"),
+        ([4, 4, 4, 4, 4], "have 20 images of 5 classes, the fewest \\(4\\) in n.*, n"),
         ([10, 10, 2, 2, 2], None),
     ],
 )

@@ -45,10 +45,10 @@ def test_every_published_loss_is_one_of_ours_and_each_table_is_complete() -> Non
 def test_spread_of_a_run_is_that_of_replicates_where_there_are_any() -> None:
     assert published_interval("toy", "arc_eos", "0.01") == pytest.approx((0.9873, 0.9993))
     assert published_interval("toy", "cosface", "0.01") == pytest.approx((0.1089, 0.4489))
-    # Two runs without negatives differ by a factor of up to three at the lowest rate.
+    # Two runs without negatives differ by a factor of about three at the lowest rate.
     assert published_interval("toy", "cosface", "0.001") == pytest.approx((0.0361 / 3, 0.1083))
     assert published_interval("p1", "softmax", "0.01") == pytest.approx((0.3798, 0.4298))
-    # Four recipes ran twice on P2; elsewhere no second run is known, and the test set's sampling error stands in.
+    # Four losses ran twice on P2; elsewhere no second run is known, and the test set's sampling error stands in.
     assert published_interval("p2", "os", "0.1") == pytest.approx((0.3903, 0.4283))
     assert published_interval("p2", "os", "0.01") == pytest.approx((0.1077, 0.2137))
     assert published_interval("p2", "os", "accuracy") == pytest.approx((0.611, 0.653))
