@@ -44,7 +44,7 @@ def draw_contact_sheet(
         title: of the figure.
         score: which score ranks.
     """
-    names = get_protocol(data.name).class_names
+    protocol = get_protocol(data.name)
     chosen = {
         label: found
         for label, count in _SHOWN.items()
@@ -65,8 +65,8 @@ def draw_contact_sheet(
             image = _image(data, place[str(scored.sample_ids[index])])
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
             group = str(scored.groups[index])
-            true = _short(names.get(group, group))  # a class without a name for people keeps its id
-            predicted = _short(data.class_names[int(scored.predictions[index])])
+            true = _fitting(protocol.short_name(group))
+            predicted = _fitting(data.class_names[int(scored.predictions[index])].partition(",")[0])
             value = float(scored.scores[score][index])
             axes.set_title(f"{true}\n→ {predicted}\n{value:.2f}", fontsize=7)
     figure.suptitle(f"{title} · true class → predicted class, score", fontsize=9)
@@ -94,6 +94,5 @@ def _image(data: ProtocolData, index: int) -> NDArray[Any]:
     return channels_last[..., 0] if channels_last.shape[2] == 1 else channels_last
 
 
-def _short(name: str) -> str:
-    first = name.partition(",")[0]
-    return first if len(first) <= _NAME_LENGTH else first[: _NAME_LENGTH - 1] + "…"
+def _fitting(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"

@@ -25,6 +25,7 @@ from training.evaluation import SCORES_FILE
 from training.grid_results import Entry, Model, Setting, option_text, options_text
 from training.grid_summaries import FPR_GRID, GROUP_LABELS
 from training.losses import LOSSES
+from training.protocols import get_protocol
 from training.published import TARGETS, published_value
 from training.runs import Run
 from training.scoring import Scored
@@ -48,7 +49,6 @@ _MORE_PANELS_OF_CHARACTERS = {
     "hard or soft, angular": ("arcface", "sfn_arcface", "arc_eos", "arc_eos_sfn"),
     "symmetric or not": ("cos_os", "cos_os_nonsym", "arc_os", "arc_os_nonsym"),
 }
-_CHARACTERS = ("toy", "toy_vis", "glyphs")
 # Okabe and Ito: told apart by all kinds of color vision; the lines differ as well.
 _COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINES = ("-", "--", "-", "-.", ":", "--", "-.")
@@ -144,9 +144,13 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
             if len(twins) >= _MIN_STYLE_ROWS:
                 everyone = _summarized([entry for pair in twins for entry in pair])
                 keep(f"{slug(first)}-style", partial(draw_style, first, twins), everyone)
-    if protocol in _CHARACTERS:  # photographs stay out of the repository
+    if _is_of_characters(protocol):  # photographs stay out of the repository
         drawn |= copy_sheets(settings, folder)
     return drawn
+
+
+def _is_of_characters(protocol: str) -> bool:
+    return get_protocol(protocol).kind == "characters"
 
 
 def _summarized(entries: Iterable[Entry]) -> dict[str, bool]:
@@ -212,7 +216,7 @@ def _finish_oscr(axes: Axes, curves: Sequence[Curve]) -> None:
 def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     """What belongs into one panel: the comparisons, for each set of options; a loss with all its options; the rest."""
     found: list[tuple[str, list[Entry]]] = []
-    of_characters = {entry.setting.protocol for entry in entries} <= set(_CHARACTERS)
+    of_characters = all(_is_of_characters(entry.setting.protocol) for entry in entries)
     asked = _PANELS | (_MORE_PANELS_OF_CHARACTERS if of_characters else {})
     by_options: dict[str, dict[str, Entry]] = {}
     for entry in entries:

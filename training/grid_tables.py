@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from training.grid import all_classes, default_epochs, ranked_losses
@@ -363,7 +363,7 @@ def switches(protocol: str, loss: str) -> dict[str, Any]:
     """Options that switch off what the published code did otherwise for this loss, one by one."""
     spec = LOSSES[loss]
     chosen = dict(_COMMON_SWITCHES)
-    if protocol in ("toy", "toy_vis", "glyphs"):
+    if get_protocol(protocol).kind == "characters":
         chosen |= _CHARACTER_SWITCHES
     if spec.normalization != "none" and AS_PUBLISHED[loss].unit_centers:
         chosen["center_norm"] = "differentiable"
@@ -473,20 +473,15 @@ def passing_table(entries: Sequence[Entry]) -> str:
             passing = summary and summary.passing.get(("unknowns", "softmax", target))
             if not passing:
                 continue
-            names = get_protocol(entry.setting.protocol).class_names
+            name_of = get_protocol(entry.setting.protocol).short_name
             shown = ", ".join(
-                f"{_short(names, foreign)} → {_short(names, taken)} {count}"
+                f"{name_of(foreign)} → {name_of(taken)} {count}"
                 for (foreign, taken), count in list(passing.pairs.items())[:_PASSING_SHOWN]
             )
             rest = passing.count - sum(list(passing.pairs.values())[:_PASSING_SHOWN])
             lines.append([name_text(entry), target, str(passing.count), shown, str(rest)])
     headings = ["loss", "FPR", "accepted", "of which", "others"]
     return table(headings, lines) if lines else ""
-
-
-def _short(names: Mapping[str, str], class_id: str) -> str:
-    """A class' first name."""
-    return names.get(class_id, class_id).partition(",")[0]
 
 
 def digits_table(

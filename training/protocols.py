@@ -45,6 +45,10 @@ class Protocol:
     unknown: tuple[str, ...]
     class_names: dict[str, str]
 
+    def short_name(self, class_id: str) -> str:
+        """The first of a class' names; a class without a name for people keeps its identifier."""
+        return self.class_names.get(class_id, class_id).partition(",")[0]
+
 
 def _read_list(name: str) -> dict[str, object]:
     folder = resources.files("training") / "protocol_lists"
