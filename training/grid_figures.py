@@ -214,13 +214,21 @@ def _finish_oscr(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
-    """What belongs into one panel: the comparisons, for each set of options; a loss with all its options; the rest."""
+    """What belongs into one panel: the comparisons, for each set of options; a loss with all its options; the rest.
+
+    A loss that was run with one set of options alone also stands among those without any: there it is compared with
+    losses that do not have these options, as a margin's warm-up.
+    """
     found: list[tuple[str, list[Entry]]] = []
     of_characters = all(_is_of_characters(entry.setting.protocol) for entry in entries)
     asked = _PANELS | (_MORE_PANELS_OF_CHARACTERS if of_characters else {})
+    variants: dict[str, list[Entry]] = {}
     by_options: dict[str, dict[str, Entry]] = {}
     for entry in entries:
+        variants.setdefault(entry.loss, []).append(entry)
         by_options.setdefault(entry.label.removeprefix(entry.loss), {})[entry.loss] = entry
+    alone = {loss: run[0] for loss, run in variants.items() if len(run) == 1}
+    by_options[""] = by_options.get("", {}) | alone
     for options, alike in sorted(by_options.items()):
         compared = {
             title: [alike[loss] for loss in losses if loss in alike]
@@ -229,11 +237,11 @@ def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
         found += [
             (title + options, chosen)
             for title, chosen in compared.items()
-            if len(chosen) > 1 and not _is_shown_by_another(title, compared)
+            if len(chosen) > 1
+            and not _is_shown_by_another(title, compared)
+            and not any(set(map(id, chosen)) <= set(map(id, before)) for _, before in found)
         ]
-    for loss in dict.fromkeys(entry.loss for entry in entries):
-        variants = [entry for entry in entries if entry.loss == loss]
-        found += [(f"{loss} and options", variants)] if len(variants) > 1 else []
+    found += [(f"{loss} and options", runs) for loss, runs in variants.items() if len(runs) > 1]
     shown = {id(entry) for _, chosen in found for entry in chosen}
     rest = [entry for entry in entries if id(entry) not in shown]
     return [*found, ("others" if found else "", rest)] if rest else found

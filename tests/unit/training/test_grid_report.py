@@ -719,6 +719,40 @@ def test_photographs_have_the_panels_of_the_thesis(tmp_path: Path) -> None:
         assert (target.parent / name).is_file()
 
 
+def test_a_loss_that_was_run_with_options_alone_is_compared_with_those_that_lack_them(
+    tmp_path: Path,
+) -> None:
+    for cell in plan("toy", losses=["os", "eos", "softmax"], seeds=1, digits=["mnist"]):
+        finished_run(tmp_path / "runs", cell)
+    options = {"margin_warmup_epochs": 10}
+    for cell in plan("toy", losses=["cos_os"], seeds=1, digits=["mnist"], options=options):
+        finished_run(tmp_path / "runs", cell)
+
+    def titles() -> dict[str, list[str]]:
+        written(tmp_path)
+        rows = read_rows(tmp_path / "results/toy.json")
+        entries = [
+            entry
+            for shown in group_rows(rows, tmp_path / "runs", tmp_path).values()
+            for entry in shown
+        ]
+        return {
+            title: [entry.label for entry in shown] for title, shown in grid_figures.panels(entries)
+        }
+
+    with_warmup = "cos_os (margin_warmup_epochs=10)"
+    assert titles() == {
+        "Margin-OS": ["os", with_warmup],
+        "Margin-EOS": ["os", "eos"],
+        "others": ["softmax"],
+    }
+    # Where it was run with and without, each stands among its like.
+    for cell in plan("toy", losses=["cos_os"], seeds=1, digits=["mnist"]):
+        finished_run(tmp_path / "runs", cell)
+    assert titles()["Margin-OS"] == ["os", "cos_os"]
+    assert set(titles()["cos_os and options"]) == {"cos_os", with_warmup}
+
+
 def test_a_panel_that_compares_nothing_of_its_own_is_left_out(tmp_path: Path) -> None:
     for loss in ("os", "norm_os", "cos_os", "arc_os", "eos", "cos_eos"):
         finished_run(tmp_path / "runs", cells(loss, seeds=1)[0])
