@@ -132,13 +132,10 @@ def _origin(protocol: str, rows: list[Row]) -> str:
     machines = Counter(
         f"{row['device']}, {row['precision']}, commit {row['commit']}" for row in cells.values()
     )
-    listed = "\n".join(
-        f"- {count} on {machine}" if count > 1 else f"- 1 on {machine}"
-        for machine, count in sorted(machines.items())
-    )
+    listed = "\n".join(f"- {count} on {machine}" for machine, count in sorted(machines.items()))
     return (
         f"Made by `make report PROTOCOL={protocol}` from `{protocol}.json` and the stored scores; not to be edited. "
-        f"The rows come from `make reproduce PROTOCOL={protocol}`, {len(cells)} trained models "
+        f"The rows come from `make reproduce PROTOCOL={protocol}`, {len(cells)} trained model{'s' * (len(cells) > 1)} "
         f"(+: tracked files differed from the commit's, for instance rows of other runs):\n\n{listed}"
     )
 
