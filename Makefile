@@ -130,8 +130,11 @@ down: ## stop the containers
 
 # -- check ------------------------------------------------------------------------------------------------------------
 
+# Side by side, a file at a time and with a thread each, except those that serve: they have the machine to themselves.
+all_tests = failed=; OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests/unit tests/contract || failed=1; $(PY) -m pytest tests/e2e || failed=1; test -z "$$failed"
+
 test: install lint types ## lint, types and all tests, real TorchServe and gateway included | [ARGS=]
-	@$(PY) -m pytest $(ARGS)
+	@$(if $(ARGS),$(PY) -m pytest $(ARGS),$(all_tests))
 
 lint: install ## ruff: rules and format
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
