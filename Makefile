@@ -84,8 +84,9 @@ shortcut: install ## can foreign images be told by a histogram of values? If so,
 	@$(PY) -m training.shortcut --protocol $(PROTOCOL) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,IMAGE_SIZE,--image-size) $(call flag,PER_CLASS,--per-class) $(call flag,WORKERS,--workers) \
 	  $(call flag,JSON,--json) $(call flag,FIGURE,--figure)
 
-compare-losses: install ## all twenty losses, one epoch each on glyphs, one table of CCR@FPR | [PROTOCOL= EPOCHS= LOSSES=a,b SIZE=]
-	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) $(call flag,SIZE,--size)
+compare-losses: install ## all twenty losses, one epoch each on glyphs, one table of CCR@FPR | [PROTOCOL= DATA= EPOCHS= LOSSES=a,b SIZE= JSON=]
+	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) \
+	  $(call flag,SIZE,--size) $(call flag,JSON,--json)
 
 cures: install ## variants side by side | CURE=arc_os|arc_os_stress|scale|feature_dim|background|preset|margin|magnitude_weight|turned_negatives [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 SEEDS= DEVICE= JSON=]
 	$(call need,CURE,scale)

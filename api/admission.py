@@ -32,7 +32,7 @@ class Admission:
     """Places of one gateway process.
 
     Args:
-        most: places at any pace; they bound the connections.
+        most: places at any pace; they bound the connections to the model server.
         most_bytes: of uploads at the same time; they bound the memory.
         deadline_s: time an answer may take.
         clock: seconds that never go back.

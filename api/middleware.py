@@ -1,4 +1,4 @@
-"""Around every request: an id, one JSON log line, metrics. Plain ASGI."""
+"""Around every request: an id, one JSON log line, metrics, no frames. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from api.metrics import Metrics
 from api.problems import Problem, problem_response
 
 logger = logging.getLogger("api.access")
+
+# A page of another site that framed ours could have its visitor click on "Set" without knowing.
+_NO_FRAMES = (b"content-security-policy", b"frame-ancestors 'none'")
 
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -50,6 +53,7 @@ class RequestContext:
                 message["headers"] = [
                     *message.get("headers", []),
                     (b"x-request-id", request_id.encode()),
+                    _NO_FRAMES,  # a second policy beside a page's own: both hold
                 ]
             await send(message)
 

@@ -25,9 +25,7 @@ async def own_origin(request: Request, service: ServiceDep) -> None:
         return
     host = request.headers.get("host", "")
     # Sec-Fetch-Site lacks in browsers of before 2023, and on pages that came neither over HTTPS nor from localhost.
-    same = (
-        urlsplit(origin or "").netloc == host if site is None else site in ("same-origin", "none")
-    )
+    same = _host_of(origin or "") == host if site is None else site in ("same-origin", "none")
     if not same:
         raise Problem(
             "foreign-origin",
@@ -40,6 +38,13 @@ async def own_origin(request: Request, service: ServiceDep) -> None:
             f"without keys the operating point is not changed under the name {host[:100]!r}; open the page by its address, "
             "or add the name to OPENSET_ALLOWED_HOSTS",
         )
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # no address at all, "http://["
+        return None
 
 
 def _is_known(host: str, allowed: tuple[str, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -73,9 +74,15 @@ class Problem(Exception):
         }
 
 
-def problem_response(problem: Problem, request_id: str) -> Response:
-    """The HTTP answer to a problem."""
-    headers = {} if problem.retry_after_s is None else {"retry-after": str(problem.retry_after_s)}
+def problem_response(
+    problem: Problem, request_id: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The HTTP answer to a problem; ``headers`` are further ones that its status asks for."""
+    headers = dict(headers or {})
+    if problem.retry_after_s is not None:
+        headers["retry-after"] = str(problem.retry_after_s)
+    if problem.status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
     return Response(
         orjson.dumps(problem.document(request_id)),
         status_code=problem.status,
@@ -115,7 +122,8 @@ def install(app: FastAPI) -> None:
                 if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
                 else "internal-error"
             )
-        return problem_response(Problem(slug, f"{error.detail}; see /docs"), request_id_of(request))
+        problem = Problem(slug, f"{error.detail}; see /docs")
+        return problem_response(problem, request_id_of(request), error.headers)  # Allow of a 405
 
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(RequestValidationError, on_validation)

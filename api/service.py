@@ -33,16 +33,16 @@ T = TypeVar("T")
 
 _OWN_TARGET = "request"
 
-# Errors of a store that is away or damaged. Values it refuses (exc.DataError) are an error of ours.
+# Errors of a store that is away or damaged: of DatabaseError, a damaged SQLite file raises the class itself.
 _STORE_AWAY = (
-    exc.OperationalError,
+    exc.DatabaseError,
     exc.InterfaceError,
-    exc.InternalError,
-    exc.ProgrammingError,  # tables that are not there
     exc.TimeoutError,
     OSError,
     TimeoutError,
 )
+# Those of them that are an error of ours: values that the store refuses.
+_OUR_ERROR = (exc.DataError, exc.IntegrityError)
 
 
 @lru_cache(maxsize=4096)
@@ -124,6 +124,8 @@ class Service:
         try:
             async with asyncio.timeout(self.settings.store_timeout_s):
                 return await question
+        except _OUR_ERROR:
+            raise
         except _STORE_AWAY as error:
             logger.error("the calibration store cannot be asked: %s", error)
             raise Problem(

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from openset.image_headers import MAX_IMAGE_BYTES, MAX_PIXELS
+
 Scope = Literal["predict", "calibrate"]
 
 _FORM_OVERHEAD = 16_384  # bytes of boundaries and part headers, an image
@@ -30,14 +32,14 @@ class Settings(BaseSettings):
         model: its name in TorchServe; default: the archive's stem.
         inference_socket: Unix socket of TorchServe's inference address.
         database_url: SQLAlchemy URL of the store; SQLite file or PostgreSQL (postgresql+psycopg://...).
-        max_image_bytes: largest upload.
-        max_pixels: largest image.
+        max_image_bytes: largest upload; TorchServe, which takes no larger one, bounds it.
+        max_pixels: largest image; the handler, which decodes no larger one, bounds it.
         max_batch_images: images of one ``/predict/batch`` request.
         max_batch_bytes: all of its images together.
         read_timeout_s: time to receive a body.
         deadline_s: time for TorchServe to answer; what would take longer is refused before.
         store_timeout_s: time for the store to answer.
-        max_in_flight: images being worked on, whatever the deadline would allow; bounds the connections.
+        max_in_flight: images being worked on, whatever the deadline would allow; bounds the connections to TorchServe.
         max_bytes_in_flight: uploads being read or worked on, together; bounds the memory, which is up to three times this
             while forms are taken apart.
         ready_seconds: a prediction this recent proves readiness without a canary.
@@ -52,8 +54,8 @@ class Settings(BaseSettings):
     model: str = ""
     inference_socket: Path
     database_url: str = "sqlite:///openset.db"
-    max_image_bytes: int = Field(default=12 * 1024 * 1024, gt=0)
-    max_pixels: int = Field(default=40_000_000, gt=0)
+    max_image_bytes: int = Field(default=MAX_IMAGE_BYTES, gt=0, le=MAX_IMAGE_BYTES)
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0, le=MAX_PIXELS)
     max_batch_images: int = Field(default=32, gt=0)
     max_batch_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     read_timeout_s: float = Field(default=10.0, gt=0)

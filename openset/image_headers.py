@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 # An allow-list shuts out whole classes of decoder holes; MPO is what phone cameras call a JPEG with a preview behind it.
 FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_IMAGE_BYTES = 12 * 1024 * 1024
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 30_000
 

@@ -94,7 +94,8 @@ class Gateway:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "uvicorn", "--factory", "api.app:from_environment",
             "--host", self.host, "--port", str(self.port), "--workers", str(self.processes),
-            "--no-access-log", "--timeout-keep-alive", "5", "--timeout-graceful-shutdown", "30",
+            "--http", "api.bounded_head:BoundedHead", "--no-access-log", "--timeout-keep-alive", "5",
+            "--timeout-graceful-shutdown", "30",
             env=environment, start_new_session=True, preexec_fn=die_with_parent,
         )  # fmt: skip
         deadline = asyncio.get_running_loop().time() + _READY_SECONDS

@@ -74,8 +74,8 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     Console().print(table)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.compare_losses", description=__doc__)
     parser.add_argument("--protocol", default="glyphs")
     parser.add_argument("--epochs", type=int, default=1)
@@ -86,7 +86,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--json", type=Path, help="where the rows go; default: comparison.json beside the runs"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
     losses = list(THESIS_LOSSES) if arguments.losses == "all" else arguments.losses.split(",")

@@ -11,14 +11,16 @@ from training.choices import DIGITS, RULES
 
 logger = logging.getLogger(__name__)
 
+_OF_FRESH_SCORES = ("which", "device", "precision", "rule", "scores")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, runs/<name>")
-    parser.add_argument("--which", choices=("last", "best"), default="last")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--which", choices=("last", "best"), help="default: last")
+    parser.add_argument("--device", help="default: cpu")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: float32")
     parser.add_argument(
         "--rule",
         choices=RULES,
@@ -40,7 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    fresh = [name for name in _OF_FRESH_SCORES if getattr(arguments, name) is not None]
+    if arguments.from_scores and fresh:
+        parser.error(
+            f"--from-scores redraws what is stored, which {', '.join(f'--{name}' for name in fresh)} would not change; "
+            "leave out the one or the other"
+        )
     # Torch takes seconds: what stands on the command line was read before.
     from openset.fitted_scores import parse_scores
     from openset.preprocessing import UnreadableImage
@@ -59,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
             if arguments.from_scores
             else evaluate(
                 run,
-                which=arguments.which,
-                device=arguments.device,
-                precision=arguments.precision,
+                which=arguments.which or "last",
+                device=arguments.device or "cpu",
+                precision=arguments.precision or "float32",
                 rule=arguments.rule,
                 scores=scores,
                 digits=arguments.digits,

@@ -14,6 +14,7 @@ from openset.fitted_scores import parse_scores
 from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.choices import DIGITS
 from training.losses import LOSSES, THESIS_LOSSES, build_loss
+from training.options import options_of
 from training.presets import PRESETS
 from training.protocols import WITH_DIGITS, get_protocol
 from training.recommendations import RECOMMENDED, recommendation
@@ -209,6 +210,13 @@ def differing_options(
     protocol: str, loss: str, preset: str, digits: str | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     """The options that change something; an option spelt out with its default value names no other experiment."""
+    # What the data are when nobody says so stands in no configuration.
+    defaults = {item.name: item.default for item in options_of(protocol, loss, preset)["data"]}
+    options = {
+        key: value
+        for key, value in options.items()
+        if key not in defaults or value != defaults[key]
+    }
 
     def configured(chosen: dict[str, Any]) -> TrainConfig:
         config = make_config(

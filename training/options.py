@@ -127,6 +127,30 @@ def applies(name: str, loss: str) -> bool:
     return name not in _OF_ANY_LOSS or name in allowed_options(spec, MARGIN_AWARE)
 
 
+def data_option_names(protocol: str) -> list[str]:
+    """The options that a protocol's data have; another protocol's would change nothing."""
+    return list(_data_defaults(protocol))
+
+
+def refuse_wrong_types(given: Mapping[str, Any], protocol: str, loss: str, preset: str) -> None:
+    """Refuse what is no number, or neither true nor false, where it must be: any text but an empty one would count as true.
+
+    Raises:
+        ValueError: names the option, what was expected and what came.
+    """
+    allowed = {_FLAG: (bool,), _NUMBER: (int, float), _WHOLE: (int,)}
+    for options in options_of(protocol, loss, preset).values():
+        for option in options:
+            if option.name not in given or option.kind not in allowed:
+                continue
+            value = given[option.name]
+            # To Python true is a whole number.
+            if not isinstance(value, allowed[option.kind]) or (
+                isinstance(value, bool) and option.kind != _FLAG
+            ):
+                raise ValueError(f"{option.name} must be {option.kind}, got {value!r}")
+
+
 def refuse_unknown(
     left: Iterable[str], protocol: str, loss: str, preset: str, *, scale: float | str
 ) -> None:

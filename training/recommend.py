@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,17 +180,22 @@ def figure_of_merit(ccr_at_fpr: dict[str, float | None]) -> float:
     return sum(0.0 if value is None else value for value in values) / len(values)
 
 
-def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The candidate and score with the largest mean figure over the seeds, unless the runner-up is simpler and as good.
+Key = tuple[str, str]  # candidate, score
 
-    The two are as good where an interval of their paired difference, over seeds (from two on) or over classes, includes 0. A
-    score is simpler than those after it in ``ALL_SCORES``; with the same score, fewer options are, then the earlier
-    candidate. With a single seed the choice is provisional.
+
+def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The simplest candidate within one standard error of the best, with the simplest of its scores within one of its best.
+
+    This is the one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984). A candidate's figure is
+    that of its best score, mean over the seeds. The standard error is that of the paired difference, over seeds (from two
+    on) or over classes, whichever is larger; where there is neither, the best is taken. Of candidates the one with fewer
+    options is simpler, then the earlier; of scores the earlier in ``ALL_SCORES``. The choice is provisional with a single
+    seed, and where an interval of the difference between the best two candidates includes 0.
 
     Raises:
         ValueError: every candidate diverged with some seed.
     """
-    figures: dict[tuple[str, str], list[float]] = {}
+    figures: dict[Key, list[float]] = {}
     arms: dict[str, dict[str, Any]] = {}
     for row in rows:
         arms.setdefault(row["arm"], row)
@@ -197,62 +203,100 @@ def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             # A candidate that diverges with one seed is no recommendation.
             value = -np.inf if "diverged" in row else figure_of_merit(row["ccr_at_fpr"][score])
             figures.setdefault((row["arm"], score), []).append(float(value))
+    means = {key: float(np.mean(values)) for key, values in figures.items()}
     order = {name: number for number, name in enumerate(arms)}
 
-    def simplicity(key: tuple[str, str]) -> tuple[int, int, int]:
-        return ALL_SCORES.index(key[1]), len(arms[key[0]]["options"]), order[key[0]]
+    def by_mean(keys: Iterable[Key]) -> list[Key]:
+        return sorted(keys, key=lambda key: (-means[key], *simplicity(key)))
 
-    means = {key: float(np.mean(values)) for key, values in figures.items()}
-    ranked = sorted(means, key=lambda key: (-means[key], simplicity(key)))
-    if not np.isfinite(means[ranked[0]]):
-        raise ValueError("every candidate diverged with some seed; there is nothing to recommend")
-    best, *others = [key for key in ranked if np.isfinite(means[key])]
-    seeds = {row["seed"] for row in rows}
-    compared = None
-    if others:
-        second = others[0]
-        differences = [
-            one - other for one, other in zip(figures[best], figures[second], strict=True)
+    def simplicity(key: Key) -> tuple[int, int, int]:
+        return len(arms[key[0]]["options"]), order[key[0]], ALL_SCORES.index(key[1])
+
+    def simplest_as_good(keys: list[Key]) -> Key:
+        first = keys[0]
+        good = [
+            key
+            for key in keys
+            if means[first] - means[key] <= _standard_error(rows, figures, first, key)
         ]
-        over_seeds = seed_interval(differences)
-        over_classes = _over_classes(rows, best, second, float(np.mean(differences)))
-        intervals = [found for found in (over_seeds, over_classes) if found is not None]
-        separable = bool(intervals) and all(low > 0 for low, _ in intervals)
-        compared = {
-            "first": list(best), "second": list(second), "difference": float(np.mean(differences)),
-            "over_seeds": over_seeds, "over_classes": over_classes, "separable": separable,
-        }  # fmt: skip
-        if not separable and simplicity(second) < simplicity(best):
-            best = second
-    name, score = best
-    arm = arms[name]
+        return min(good, key=simplicity)
+
+    best_of = [by_mean((arm, score) for score in ALL_SCORES)[0] for arm in arms]
+    ranked = by_mean(key for key in best_of if np.isfinite(means[key]))
+    if not ranked:
+        raise ValueError("every candidate diverged with some seed; there is nothing to recommend")
+    name, _ = simplest_as_good(ranked)
+    best = simplest_as_good(by_mean((name, score) for score in ALL_SCORES))
+    compared = _comparison(rows, figures, *ranked[:2]) if len(ranked) > 1 else None
     return {
-        "loss": arm["loss"],
-        "options": arm["options"],
-        "preset": arm["preset"],
-        "score": score,
+        "loss": arms[name]["loss"],
+        "options": arms[name]["options"],
+        "preset": arms[name]["preset"],
+        "score": best[1],
         "mean_ccr": means[best],
-        "provisional": len(seeds) < 2,
+        "provisional": len({row["seed"] for row in rows}) < 2
+        or (compared is not None and not compared["separable"]),
         "best_two": compared,
     }
 
 
+def _comparison(
+    rows: Sequence[dict[str, Any]], figures: dict[Key, list[float]], first: Key, second: Key
+) -> dict[str, Any]:
+    """What is known of the difference between two candidates, each with its best score."""
+    differences = [a - b for a, b in zip(figures[first], figures[second], strict=True)]
+    mean = float(np.mean(differences))
+    over_seeds = seed_interval(differences)
+    over_classes = _over_classes(rows, first, second, mean)
+    intervals = [found for found in (over_seeds, over_classes) if found is not None]
+    return {
+        "first": list(first), "second": list(second), "difference": mean,
+        "standard_error": _standard_error(rows, figures, first, second),
+        "over_seeds": over_seeds, "over_classes": over_classes,
+        "separable": bool(intervals) and all(low > 0 for low, _ in intervals),
+    }  # fmt: skip
+
+
+def _standard_error(
+    rows: Sequence[dict[str, Any]], figures: dict[Key, list[float]], first: Key, second: Key
+) -> float:
+    """Of the paired difference: over seeds or over classes, the larger; 0 where neither is known."""
+    found = [0.0]
+    if len(figures[first]) > 1:
+        differences = np.subtract(figures[first], figures[second])
+        found.append(float(np.std(differences, ddof=1)) / math.sqrt(len(differences)))
+    if (replicates := _replicates_of_difference(rows, first, second)) is not None:
+        count = _class_count(rows)
+        # A bootstrap over G classes has a variance that is too small by (G - 1) / G.
+        few = math.sqrt(count / (count - 1)) if count > 1 else math.inf
+        found.append(few * float(np.std(replicates)))
+    return max(found)
+
+
 def _over_classes(
-    rows: Sequence[dict[str, Any]],
-    first: tuple[str, str],
-    second: tuple[str, str],
-    difference: float,
+    rows: Sequence[dict[str, Any]], first: Key, second: Key, difference: float
 ) -> Interval | None:
     """Class-clustered interval of the paired difference, mean over seeds; None without replicates."""
+    replicates = _replicates_of_difference(rows, first, second)
+    interval = None if replicates is None else percentile_interval(replicates)
+    return None if interval is None else widened(interval, difference, _class_count(rows))
+
+
+def _replicates_of_difference(
+    rows: Sequence[dict[str, Any]], first: Key, second: Key
+) -> Floats | None:
     parts = []
     for arm, score in (first, second):
         stored = [row[REPLICATES][score] for row in rows if row["arm"] == arm and REPLICATES in row]
         if not stored:
             return None
         parts.append(np.mean(stored, axis=0))
-    interval = percentile_interval(parts[0] - parts[1])
-    count = min(row["classes"] for row in rows if "classes" in row)
-    return None if interval is None else widened(interval, difference, count)
+    difference: Floats = parts[0] - parts[1]
+    return difference
+
+
+def _class_count(rows: Sequence[dict[str, Any]]) -> int:
+    return min(row["classes"] for row in rows if "classes" in row)
 
 
 def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:

@@ -23,7 +23,7 @@ from training.choices import DIGITS, IMAGE_CACHE
 from training.data import ProtocolData, load_protocol
 from training.durable import replacing
 from training.losses import LOSSES, build_loss, protocol_defaults
-from training.options import refuse_unknown
+from training.options import data_option_names, refuse_unknown, refuse_wrong_types
 from training.precision import resolve_precision
 from training.presets import PRESETS, Preset
 from training.pretrained import is_weights_file
@@ -275,8 +275,8 @@ def make_config(
     preset = preset or "thesis"
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
-    definition = get_protocol(protocol)
-    characters = definition.kind == "characters"
+    characters = get_protocol(protocol).kind == "characters"
+    refuse_wrong_types(free, protocol, loss, preset)
     as_published = bool(free.pop("as_published", False))
     initial_weights = free.pop("initial_weights", None)
     scores = free.pop("scores", None)
@@ -294,16 +294,7 @@ def make_config(
         PRESETS[preset],
         **{key: free.pop(key) for key in [item.name for item in fields(Preset)] if key in free},
     )
-    data_keys = (
-        "digits",
-        "image_size",
-        "allow_missing_classes",
-        "on_unreadable",
-        "split_seed",
-        "download",
-        "size",
-    )
-    data_options = {key: free.pop(key) for key in data_keys if key in free}
+    data_options = {key: free.pop(key) for key in data_option_names(protocol) if key in free}
     if "split_seed" in data_options:
         data_options["seed"] = data_options.pop("split_seed")
     network_options = {key: free.pop(key) for key in _NETWORK_OPTIONS if key in free}

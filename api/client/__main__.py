@@ -38,13 +38,20 @@ async def predict(arguments: argparse.Namespace) -> int:
         "model_sha256": await gateway.model_sha256(), "fpr": arguments.fpr,
         "source": None if arguments.source == "-" else text_of(os.path.abspath(arguments.source)),
     }  # fmt: skip
-    journal = Journal(out, identity)
     total: int | None = None
     if arguments.source == "-":
         paths = lines_of(sys.stdin)
     else:
-        found = list(files_under(Path(arguments.source)))
+        try:
+            found = list(files_under(Path(arguments.source)))
+        except OSError as error:
+            print(
+                f"error: {error.filename} cannot be listed ({error.strerror}); nothing was asked",
+                file=sys.stderr,
+            )
+            return 1
         total, paths = len(found), _each(found)
+    journal = Journal(out, identity)
     try:
         # None: no bar where nobody watches.
         with tqdm(total=total, desc="predict", unit="image", disable=None) as bar:

@@ -22,6 +22,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 # Answers that say "later"; all others are final for this image.
 _LATER = (408, 429, 500, 502, 503, 504, 507)
+# Answers about the question that every image is asked with: its target.
+_ABOUT_THE_QUESTION = ("/problems/not-certifiable", "/problems/invalid-parameter")
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 15.0
 
@@ -80,8 +82,22 @@ def _refusal(url: str, status: int, body: bytes) -> str:
 
 
 def files_under(folder: Path) -> Iterator[str]:
-    """Paths of all images below a folder, sorted."""
-    for directory, folders, names in os.walk(folder):
+    """Paths of all images below a folder, sorted; links are followed, and no folder is entered twice.
+
+    Raises:
+        OSError: a folder cannot be listed; without its images the result would look whole.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    entered: set[tuple[int, int]] = set()
+    for directory, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        facts = os.stat(directory)
+        if (facts.st_dev, facts.st_ino) in entered:  # a link to a folder above it, say
+            folders.clear()
+            continue
+        entered.add((facts.st_dev, facts.st_ino))
         folders.sort()
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES):
@@ -163,7 +179,8 @@ async def predict_all(
         progress: called after every file.
 
     Raises:
-        GatewayRefuses: the key is wrong, or other weights are served than when the journal was begun.
+        GatewayRefuses: the key is wrong, the target cannot be promised, or other weights are served than when the journal
+            was begun.
     """
     count = Count()
     # As many paths wait as are asked about: a stream of any length needs no memory.
@@ -258,9 +275,12 @@ async def _ask_patiently(
                 retry_after = float(wanted) if wanted.isdecimal() else 0.0
             if status in (401, 403):
                 raise GatewayRefuses(_refusal(gateway.url, status, body))
+            answer = _document(body)
+            if answer.get("type") in _ABOUT_THE_QUESTION:
+                raise GatewayRefuses(_refusal(gateway.url, status, body))
             if status not in _LATER:
-                return row_of(path, status, _document(body)), True
-            said = f"answered {status}: {_document(body).get('detail', '')}"
+                return row_of(path, status, answer), True
+            said = f"answered {status}: {answer.get('detail', '')}"
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             said = f"did not answer ({type(error).__name__})"
         pause = max(retry_after, wait_s)

@@ -89,10 +89,13 @@ async def predict(
 ) -> Response:
     """Classify one image: the raw body, or the multipart field ``image``."""
     limit = service.settings.max_form_bytes(1)
-    with service.place(), service.upload(size_to_expect(request, limit)):
+    service.admission.check()  # before megabytes are read for nothing
+    with service.upload(size_to_expect(request, limit)):
         images = await read_images(request, service.settings, field="image", most=1)
         check_header(images[0], service.settings.max_pixels)
-        return _json(await service.predict(images[0], wish, request_id_of(request)))
+        # Only now: a slow upload keeps nobody waiting at the model.
+        with service.place():
+            return _json(await service.predict(images[0], wish, request_id_of(request)))
 
 
 @router.post(

@@ -15,7 +15,8 @@ from api.schemas import Alive, ModelAnswer, Ready
 router = APIRouter(tags=["status"])
 
 _PAGE_POLICY = (
-    "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:"
+    "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; "
+    "base-uri 'none'; form-action 'none'"
 )
 
 

@@ -41,13 +41,14 @@ def parsed(*words: str) -> tuple[str, argparse.Namespace]:
         ["reproduce", "PROTOCOL=p1", "SEEDS=1", "LOSSES=eos,os", "DATA=/data", "EPOCHS=2", "PRESET=modern", "IMAGE_SIZE=64",
          "BUDGET_MINUTES=5", "DEVICE=cpu", "PRECISION=bfloat16", "WORKERS=1", "OPTIONS=scale=adacos compile=true"],
         ["report", "PROTOCOL=toy", "MERGE=other.json"],
+        ["compare-losses", "PROTOCOL=folders", "DATA=/data", "EPOCHS=2", "LOSSES=eos", "JSON=a"],
         ["recommend", "PROTOCOL=toy", "SEEDS=1,2,3", "DIGITS=mnist", "DATA=/data"],
         ["train", "PROTOCOL=folders", "DATA=/data", "PRESET=modern", "EPOCHS=20", "OPTIONS=initial_weights=w.pth", "CACHE=none"],
     ],
 )  # fmt: skip
 def test_target_gives_arguments_that_its_command_takes(words: list[str]) -> None:
     module, _ = parsed(*words)
-    names = {"report": "grid_report"}
+    names = {"report": "grid_report", "compare-losses": "compare_losses"}
     assert module == f"training.{names.get(words[0], words[0])}"
 
 

@@ -158,7 +158,7 @@ def allowed_options(spec: LossSpec, scale: float | str) -> set[str]:
         allowed.add("background_margin")
     if scale == MARGIN_AWARE:
         allowed.add("scale_probability")
-    if not spec.entropic and not spec.background:
+    if spec.uses_negatives and not spec.entropic and not spec.background:
         allowed.add("cce_mean")
     if spec.normalization != "none":
         allowed |= {"head", "center_norm"}

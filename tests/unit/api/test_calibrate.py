@@ -191,6 +191,19 @@ async def test_store_away_is_503_and_never_a_stale_tau(
     assert (await gateway.post("/predict", content=image_bytes(), headers=PNG)).status_code == 200
 
 
+async def test_damaged_store_file_is_503_too(start_gateway: Any, tmp_path: Path) -> None:
+    file = tmp_path / "damaged.db"
+    gateway = await start_gateway(database_url=f"sqlite:///{file}")
+    await predict(gateway)
+    service = gateway.app.state.service
+    service.store.close()  # what it has read is not asked again
+    service._current.clear()
+    for part in tmp_path.glob("damaged.db*"):
+        part.write_bytes(b"no database" * 1000)
+    reply = await gateway.post("/predict", content=image_bytes(), headers=PNG)
+    assert (reply.status_code, reply.json()["type"]) == (503, "/problems/store-away")
+
+
 async def test_hanging_store_is_503_too(start_gateway: Any) -> None:
     gateway = await start_gateway(store_timeout_s=0.2)
     await predict(gateway)
@@ -461,6 +474,7 @@ async def test_coalesced_read_is_never_older_than_its_question() -> None:
         ("localhost", {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}, 403),
         ("localhost", {"sec-fetch-site": "same-site"}, 403),
         ("localhost", {"origin": "https://evil.example"}, 403),
+        ("localhost", {"origin": "http://["}, 403),
         ("localhost:8000", {"origin": "http://localhost:8000"}, 200),
         ("127.0.0.1:8000", {"origin": "http://127.0.0.1:8000"}, 200),
         ("[::1]:8000", {"origin": "http://[::1]:8000"}, 200),

@@ -15,7 +15,14 @@ import pytest
 from aiohttp import web
 
 from api.client.__main__ import main
-from api.client.bulk import Count, Gateway, GatewayRefuses, lines_of, predict_all
+from api.client.bulk import (
+    Count,
+    Gateway,
+    GatewayRefuses,
+    files_under,
+    lines_of,
+    predict_all,
+)
 from api.client.results import COLUMNS, CannotResume, Journal, write_csv, write_parquet
 
 IDENTITY = {"model_sha256": "0" * 64, "fpr": None}
@@ -143,6 +150,21 @@ async def test_wrong_key_stops_at_once_and_says_where_the_key_belongs(
     journal.close()
 
 
+@pytest.mark.parametrize("slug", ["not-certifiable", "invalid-parameter"])
+async def test_target_that_cannot_be_promised_stops_at_once_and_is_no_images_answer(
+    serve: Any, tmp_path: Path, slug: str
+) -> None:
+    async def refusing(request: web.Request) -> web.Response:
+        content = {"type": f"/problems/{slug}", "detail": "the smallest is 0.00076"}
+        return web.json_response(content, status=422)
+
+    journal = Journal(tmp_path / "r.csv", IDENTITY)
+    with pytest.raises(GatewayRefuses, match="the smallest is"):
+        await ask(await serve(refusing), journal, *some_files(tmp_path, 1))
+    assert list(journal.rows()) == []
+    journal.close()
+
+
 async def test_concurrency_is_bounded(serve: Any, tmp_path: Path) -> None:
     now = most = 0
 
@@ -247,6 +269,32 @@ def test_nobody_there_is_one_clear_error(
     assert "no gateway answers at http://127.0.0.1:9" in said
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_folder_that_cannot_be_listed_is_an_error_and_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def failing(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(PermissionError):
+        list(files_under(tmp_path))
+
+
+def test_links_to_folders_are_followed_and_their_circles_are_not(tmp_path: Path) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    elsewhere.mkdir()
+    folder.mkdir()
+    (elsewhere / "a.png").write_bytes(b"x")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "again").symlink_to(folder)
+    assert list(files_under(folder)) == [str(folder / "link" / "a.png")]
 
 
 async def test_file_name_that_is_not_utf8_has_its_row_and_is_not_asked_twice(

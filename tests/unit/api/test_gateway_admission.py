@@ -253,6 +253,32 @@ async def test_uploads_beyond_the_budget_are_refused_before_they_are_read(
     assert (await gateway.post("/predict", content=image_bytes(), headers=PNG)).status_code == 200
 
 
+async def test_slow_uploads_keep_nobody_waiting_at_the_model(gateway: httpx.AsyncClient) -> None:
+    service = gateway.app.state.service  # type: ignore[attr-defined]
+    assert (await gateway.get("/readyz")).status_code == 200
+    begun, rest = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> Any:
+        begun.set()
+        yield image_bytes()[:10]
+        await rest.wait()
+        yield image_bytes()[10:]
+
+    slow = asyncio.create_task(gateway.post("/predict", content=slowly(), headers=PNG))
+    await begun.wait()
+    assert service.admission.taken == 0
+    rest.set()
+    assert (await slow).status_code == 200
+
+
+@pytest.mark.parametrize("limit", [{"max_image_bytes": 20_000_000}, {"max_pixels": 80_000_000}])
+def test_limit_above_what_the_model_server_takes_is_refused_at_the_start(
+    archive: Any, tmp_path: Any, limit: dict[str, int]
+) -> None:
+    with pytest.raises(ValueError, match="less than or equal to"):
+        Settings(archive=archive, inference_socket=tmp_path / "s", **limit)
+
+
 def test_budget_that_the_largest_request_exceeds_is_refused_at_the_start(
     archive: Any, tmp_path: Any
 ) -> None:

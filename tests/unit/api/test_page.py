@@ -10,21 +10,39 @@ import pytest
 
 PAGE = Path(__file__).parents[3] / "api" / "page.html"
 HINT = "Nothing is drawn yet"
-RECORD = """<script>
-window.fetch = url => {
-  document.body.dataset.sent = (document.body.dataset.sent || "") + " " + url;
+RECORD = """
+window.fetch = (url, options) => {
+  document.body.dataset.sent = (document.body.dataset.sent || "") + ` ${url} ${options.headers.authorization}`;
   return new Promise(() => {});
 };
-</script>"""
+"""
+# Answers "first" after a second and "second" at once.
+OVERTAKING = """
+let number = 0;
+window.fetch = async url => {
+  if (!url.startsWith("/predict")) return new Promise(() => {});
+  const label = number++ ? "second" : "first";
+  if (label === "first") await new Promise(done => setTimeout(done, 1000));
+  const calibration = {fpr: .01, fpr_upper_bound: .0097, confidence: .95, id: 1};
+  const answer = {label, accepted: true, score: 1, tau: 0, score_type: "softmax", p_value: .1, top_k: [], calibration};
+  return new Response(JSON.stringify({...answer, timing_ms: {total: 1}}));
+};
+"""
+# A proxy whose gateway is gone, from the second question on.
+GONE = OVERTAKING.replace(
+    'const label = number++ ? "second" : "first";',
+    'if (number++) return new Response("<html>Bad Gateway", {status: 502}); const label = "first";',
+)
+ASK_TWICE = "ask(new Blob([1])); setTimeout(() => ask(new Blob([2])), {})"
 
 
-def shown_after(script: str, folder: Path) -> str:
-    """The page's document after a script has acted on it."""
+def shown_after(script: str, folder: Path, *, fetch: str = RECORD) -> str:
+    """The page's document after a script has acted on it; ``fetch`` stands in for the gateway."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
     page = folder / "page.html"
-    text = PAGE.read_text().replace("<main>", f"{RECORD}<main>")
+    text = PAGE.read_text().replace("<main>", f"<script>{fetch}</script><main>")
     page.write_text(f"{text}<script>{script}</script>")
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -59,3 +77,24 @@ def test_drawing_is_sent(tmp_path: Path) -> None:
     )
     assert "/predict" in shown
     assert HINT not in shown
+
+
+def test_answer_that_comes_late_is_not_shown_beside_the_next_image(tmp_path: Path) -> None:
+    shown = shown_after(ASK_TWICE.format(100), tmp_path, fetch=OVERTAKING)
+    assert ">second<" in shown
+    assert ">first<" not in shown
+
+
+def test_no_answer_is_a_problem_and_the_former_answer_goes(tmp_path: Path) -> None:
+    shown = shown_after(ASK_TWICE.format(1500), tmp_path, fetch=GONE)
+    assert "No answer" in shown
+    assert ">first<" not in shown
+
+
+def test_key_is_asked_for_once_and_sent_with_every_question(tmp_path: Path) -> None:
+    refusal = 'Promise.resolve(new Response("{}", {status: 401}))'
+    refuse = RECORD.replace("new Promise(() => {})", refusal)
+    use = '$("with-key").hidden || ($("key").value = "secret", $("with-key").requestSubmit())'
+    shown = shown_after(f"setTimeout(() => {{ {use} }}, 500)", tmp_path, fetch=refuse)
+    assert "/model undefined" in shown
+    assert "/model Bearer secret" in shown

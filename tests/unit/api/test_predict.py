@@ -421,3 +421,19 @@ async def test_batch_of_too_many_images_is_refused(start_gateway: Any) -> None:
     gateway = await start_gateway(max_batch_images=2)
     files = [("images", (f"{number}.png", image_bytes())) for number in range(3)]
     assert (await gateway.post("/predict/batch", files=files)).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/livez", "/nowhere"])
+async def test_no_page_of_another_site_may_frame_ours(
+    gateway: httpx.AsyncClient, path: str
+) -> None:
+    policies = (await gateway.get(path)).headers.get_list("content-security-policy")
+    assert "frame-ancestors 'none'" in policies
+
+
+async def test_refusals_carry_the_headers_that_their_status_asks_for(start_gateway: Any) -> None:
+    gateway = await start_gateway(api_keys=[{"sha256": "0" * 64}])
+    reply = await gateway.post("/predict", content=b"x")
+    assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
+    reply = await gateway.delete("/predict")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,14 @@ def test_option_spelt_out_with_its_default_is_the_same_cell() -> None:
     assert spelt == plain
     assert other.options == {"as_published": True, "cosine_margin": 0.2}
     assert len({plain.name, other.name}) == 2
+
+
+@pytest.mark.parametrize(
+    "spelt", [{"image_size": 224}, {"split_seed": 4242}, {"allow_missing_classes": False}], ids=str
+)
+def test_data_spelt_out_as_they_are_anyway_are_the_same_cell(spelt: dict[str, Any]) -> None:
+    [plain] = plan("p1", seeds=1, losses=["cos_os"])
+    assert plan("p1", seeds=1, losses=["cos_os"], options=spelt) == [plain]
 
 
 @pytest.mark.parametrize(

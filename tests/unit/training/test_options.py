@@ -66,6 +66,38 @@ def test_data_options_are_the_protocols(protocol: str, option: str) -> None:
     assert holders < set(PROTOCOLS)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "option"),
+    [("p1", "digits"), ("p1", "size"), ("toy", "image_size"), ("glyphs", "download"), ("folders", "allow_missing_classes")],
+)  # fmt: skip
+def test_option_of_other_data_is_refused_and_not_left_without_effect(
+    protocol: str, option: str
+) -> None:
+    value = {"digits": "mnist", "size": "small", "image_size": 64}.get(option, True)
+    with pytest.raises(ValueError, match=f"has no option {option}"):
+        make_config(protocol, "eos", options={option: value}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("as_published", "no", "true or false"),
+        ("nesterov", 1, "true or false"),
+        ("cosine_margin", "0,35", "number"),
+        ("learning_rate", True, "number"),
+        ("batch_size", 32.5, "whole number"),
+    ],
+)
+def test_value_of_another_type_is_refused(name: str, value: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be {expected}, got {value!r}$"):
+        make_config("toy", "cos_os", options={name: value}, device="cpu")
+
+
+def test_options_that_mean_nothing_for_a_loss_are_refused() -> None:
+    with pytest.raises(ValueError, match="has no option cce_mean"):
+        make_config("toy", "cosface", options={"cce_mean": "known"}, device="cpu")
+
+
 def test_unknown_option_is_refused_before_any_data_with_all_that_there_are() -> None:
     with pytest.raises(ValueError, match="has no option featuredim") as refused:
         make_config("glyphs", "cos_os", options={"featuredim": 3}, device="cpu")

@@ -110,18 +110,55 @@ def compared(replicates: dict[str, float], seeds: int = 1, **by_score: float) ->
     return recommend.choose(rows)
 
 
-def test_runner_up_wins_where_it_is_simpler_and_the_two_cannot_be_told_apart() -> None:
-    chosen = compared({"softmax": 1.0, "neco": 3.0}, softmax=0.8, neco=0.805)
-    assert (chosen["score"], chosen["best_two"]["separable"]) == ("softmax", False)
-    assert chosen["best_two"]["first"] == ["a", "neco"]
-    low, high = chosen["best_two"]["over_classes"]
-    assert low < 0 < chosen["best_two"]["difference"] < high
+def test_simpler_score_wins_within_a_standard_error_of_the_best() -> None:
+    assert compared({"softmax": 1.0, "neco": 3.0}, softmax=0.8, neco=0.805)["score"] == "softmax"
     # The scatter that both share does not count against their difference.
-    chosen = compared({"softmax": 1.0, "neco": 1.01}, softmax=0.8, neco=0.805)
-    assert (chosen["score"], chosen["best_two"]["separable"]) == ("neco", True)
+    assert compared({"softmax": 1.0, "neco": 1.01}, softmax=0.8, neco=0.805)["score"] == "neco"
     # The simpler one stays where it leads.
-    chosen = compared({"softmax": 3.0, "neco": 1.0}, softmax=0.805, neco=0.8)
-    assert chosen["score"] == "softmax"
+    assert compared({"softmax": 3.0, "neco": 1.0}, softmax=0.805, neco=0.8)["score"] == "softmax"
+    # Without a standard error nothing is as good as the best.
+    assert compared({}, softmax=0.8, neco=0.805)["score"] == "neco"
+
+
+def of_two(with_option: dict[int, float], plain: dict[int, float], **more: float) -> dict[str, Any]:
+    """Two candidates by seed, the first with an option; ``more`` are other scores of the first."""
+    rows = [row_of("turned", seed, softmax=value, **more) for seed, value in with_option.items()]
+    for row in rows:
+        row["options"] = {"turned_negatives": 0.875}
+    rows += [row_of("plain", seed, softmax=value) for seed, value in plain.items()]
+    return recommend.choose(rows)
+
+
+def test_simpler_candidate_wins_within_a_standard_error_of_the_best() -> None:
+    # Differences of .10 and .00: .05 with a standard error of .05.
+    assert of_two({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.7001})["loss"] == "plain"
+    # Differences of .10 and .02: .06 with .04.
+    chosen = of_two({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.68})
+    assert chosen["loss"] == "turned"
+    assert chosen["best_two"]["standard_error"] == pytest.approx(0.04)
+    assert chosen["provisional"]  # two seeds do not tell them apart for certain
+    assert not of_two({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.6001})["provisional"]
+
+
+def test_candidates_are_compared_with_each_other_and_not_with_their_own_scores() -> None:
+    plain = {1: 0.75, 2: 0.78}
+    alone = of_two({1: 0.8, 2: 0.76}, plain)
+    with_a_copy = of_two({1: 0.8, 2: 0.76}, plain, logit=0.779, energy=0.779)
+    assert alone["loss"] == with_a_copy["loss"] == "plain"
+    assert with_a_copy["best_two"]["first"] == ["turned", "softmax"]
+    assert with_a_copy["best_two"]["second"] == ["plain", "softmax"]
+
+
+def test_scores_of_the_toy_evidence_choose_what_is_recommended() -> None:
+    for name in (
+        "recommend-toy.json",
+        "recommend-toy-scale.json",
+        "recommend-toy-background-seeds.json",
+    ):
+        rows = json.loads((ROOT / "docs" / "results" / name).read_text())["rows"]
+        chosen, entry = recommend.choose(rows), RECOMMENDATIONS["toy"]
+        assert (chosen["loss"], chosen["preset"]) == (entry.loss, entry.preset)
+        assert (chosen["options"], (chosen["score"],)) == (entry.options, entry.scores)
 
 
 def test_scale_is_swept_over_both_margin_aware_bounds() -> None:

@@ -158,6 +158,17 @@ def test_run_is_exported_and_evaluated_with_the_scores_it_was_configured_for(
     assert read_card(run.artifact).default_score == "neco"
 
 
+@pytest.mark.parametrize(
+    "more", [["--rule", "strict"], ["--scores", "all"], ["--which", "best"], ["--device", "cpu"]]
+)
+def test_what_stored_scores_do_not_change_with_is_refused_beside_them(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        evaluate_module.main(["--run", "runs/x", "--from-scores", *more])
+    assert f"{more[0]} would not change" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", [export_module, evaluate_module])
 def test_misspelt_score_is_refused_with_the_list(
     module: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
