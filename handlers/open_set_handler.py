@@ -23,8 +23,9 @@ import torch
 from openset import geometry
 from openset.answers import BadOperatingPoint, Refusal, document, read_question
 from openset.artifact import load_artifact, weights_digest
+from openset.buckets import buckets_up_to
 from openset.classifier import OpenSetClassifier
-from openset.compilation import CALLS_UNTIL_RECORDED, buckets_up_to
+from openset.compilation import CALLS_UNTIL_RECORDED
 from openset.cores import SharedCores
 from openset.image_headers import UnreadableImage
 from openset.scores import class_probabilities
