@@ -262,6 +262,8 @@ def test_one_bad_image_leaves_its_neighbours_unharmed(
     [
         {"x-openset-tau": "nan", "x-openset-score": "softmax"},
         {"x-openset-tau": "inf", "x-openset-score": "softmax"},
+        {"x-openset-tau": "1e39", "x-openset-score": "softmax"},
+        {"x-openset-tau": "-3.5e38", "x-openset-score": "softmax"},
         {"x-openset-tau": "abc", "x-openset-score": "softmax"},
         {"x-openset-score": "softmax"},
         {"x-openset-tau": "1"},
