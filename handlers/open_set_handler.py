@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ import torch
 from openset import geometry
 from openset.answers import BadOperatingPoint, Refusal, document, read_question
 from openset.artifact import load_artifact, weights_digest
+from openset.buckets import buckets_up_to
 from openset.classifier import OpenSetClassifier
-from openset.compilation import CALLS_UNTIL_RECORDED, buckets_up_to
+from openset.compilation import CALLS_UNTIL_RECORDED
 from openset.cores import SharedCores
 from openset.image_headers import UnreadableImage
 from openset.scores import class_probabilities
@@ -48,6 +50,9 @@ class OpenSetHandler:
         """
         # The worker logs several lines per batch at INFO; the frontend must stay at INFO to show tracebacks.
         logging.getLogger().setLevel(logging.WARNING)
+        # Pillow warns of each damaged tag in an upload's EXIF data, which may have thousands. Once and for all, since filters
+        # belong to the process: one set around a call is taken away by the calls of other threads.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         properties = context.system_properties
         settings = (getattr(context, "model_yaml_config", None) or {}).get("handler") or {}
         device = self._choose_device(settings.get("device", "auto"), properties.get("gpu_id"))

@@ -82,8 +82,10 @@ def read_question(header: Header, card: ModelCard, path: str) -> Question:
             tau = float(tau_text or "missing")
         except ValueError as error:
             raise BadOperatingPoint(f"x-openset-tau must be a number, got {tau_text!r}") from error
-    if not math.isfinite(tau):
-        raise BadOperatingPoint(f"x-openset-tau must be finite, got {tau}")
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(tau))  # what is beyond float32 becomes infinite
+    if not math.isfinite(rounded):
+        raise BadOperatingPoint(f"x-openset-tau must be finite as float32, got {tau}")
     if score_type not in card.scores:
         raise BadOperatingPoint(
             f"x-openset-score must be one of {sorted(card.scores)}, got {score_type!r}"
@@ -93,7 +95,7 @@ def read_question(header: Header, card: ModelCard, path: str) -> Question:
         raise BadOperatingPoint(f"x-openset-top-k must be a positive whole number, got {top_k!r}")
     return Question(
         score_type=score_type,
-        tau=float(np.float32(tau)),
+        tau=rounded,
         calibration=calibration,
         top_k=min(int(top_k), card.num_classes),
         all_angles=header("x-openset-angles") == "all",

@@ -16,7 +16,6 @@ import io
 import json
 import math
 import os
-import zipfile
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -371,7 +370,8 @@ def load_score_sets(file: Path | str | bytes) -> dict[str, ScoreSet]:
     """Read ``calibration.npz`` from a path or from its bytes; keyed by path.
 
     Raises:
-        ValueError: not a file of score sets.
+        ValueError: not a file of score sets, or a damaged one.
+        MemoryError: a sound file may hold more than there is room for now.
     """
     source: Any = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
@@ -388,6 +388,12 @@ def load_score_sets(file: Path | str | bytes) -> dict[str, ScoreSet]:
                 )
                 for number, entry in enumerate(index)
             ]
-    except (LookupError, OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"not a file of calibration scores: {error}") from error
+    except MemoryError:  # says nothing about the file
+        raise
+    except (
+        Exception
+    ) as error:  # damaged bytes: numpy, zipfile and what decompresses for it raise a dozen kinds
+        raise ValueError(
+            f"not a file of calibration scores ({type(error).__name__}: {error})"
+        ) from error
     return {score_set.path: score_set for score_set in sets}

@@ -1,4 +1,4 @@
-"""Compiling a backbone for its device, and the batch sizes that a compiled backbone is asked for.
+"""Compiling a backbone for its device, and filling batches up to the sizes that it is compiled for.
 
 Compiled code lives in a cache of the host (``TORCHINDUCTOR_CACHE_DIR``), never in an artifact or archive. The scores of a
 compiled path are its own: ``PathIdentity.mode`` belongs to the path, and a path without scores is not served.
@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Every size is compiled (and on CUDA recorded) for itself; sizes between are filled up.
-BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+from openset.buckets import BUCKETS
 
 # Several times the sizes: a benchmark has more than one compiled network in a process.
 _RECOMPILE_LIMIT = 8 * len(BUCKETS)
@@ -26,15 +25,6 @@ CALLS_UNTIL_RECORDED = 3
 def default_compile_cache() -> Path:
     """Folder of compiled code on this host, the same that ``serving`` gives its workers."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openset-serve"
-
-
-def buckets_up_to(batch_size: int) -> list[int]:
-    """The sizes that batches of 1 to ``batch_size`` images are computed with."""
-    return [
-        bucket
-        for number, bucket in enumerate(BUCKETS)
-        if number == 0 or BUCKETS[number - 1] < batch_size
-    ]
 
 
 def compile_backbone(network: nn.Module, device: torch.device) -> Any:

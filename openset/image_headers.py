@@ -24,15 +24,25 @@ _MAX_COMPRESSED_CHUNKS = 8
 # Photoshop resources and quantization tables, which Pillow takes apart in Python.
 _MAX_PARSED_BYTES = 524_288
 _MAX_JUNK_BYTES = 16_384
-# One segment of a JPEG holds no more; Pillow copies up to all of it for every entry.
+# One segment of a JPEG holds no more: some 5,000 entries, which Pillow reads in Python. Of the values they point to it copies no
+# more than this in all (since version 13).
 MAX_EXIF_BYTES = 65_536
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IDAT", b"fdAT", b"fcTL")
 _PNG_COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
 
+# A scan costs time for every pixel of the image, be it 14 bytes long. Photographs have up to 10, in CMYK 18 (libjpeg's order);
+# the other pictures that phones append bring a few more.
+_MAX_SCANS = 100
+_MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
+_ARITHMETIC_WEIGHT = 3  # decoded so much slower than Huffman codes
+
 _START_OF_SCAN = 0xDA
+# With the upper byte of the length, 6 + 2 to 6 + 8: bytes alike lie by chance in a file of 12 MB, of an appended video say, once.
+_SCAN_HEADER = b"\xff\xda\x00"
 _FRAMES = (frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xDE}
+_ARITHMETIC_FRAMES = frozenset(range(0xC9, 0xD0)) - {0xCC}
 _PARSED = (0xDB, 0xED)  # DQT, APP13
 _WITHOUT_LENGTH = frozenset([0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)])
 
@@ -110,8 +120,9 @@ def _png(data: Bytes) -> ImageFacts:
 
 
 def _jpeg(data: Bytes) -> ImageFacts:
-    """Walk the segments up to the first scan, as Pillow does."""
+    """Walk the segments up to the first scan, as Pillow does; count the scans that libjpeg finds behind it."""
     facts: ImageFacts | None = None
+    weight = 1
     segments = parsed = exif = junk = 0
     at = 2
     while True:
@@ -139,6 +150,7 @@ def _jpeg(data: Bytes) -> ImageFacts:
                         )
                     height, width = struct.unpack_from(">HH", data, at + 3)
                     facts = ImageFacts(width, height, "JPEG")
+                    weight = _ARITHMETIC_WEIGHT if marker in _ARITHMETIC_FRAMES else 1
                 parsed += length * (marker in _PARSED)
                 exif += length * data.startswith(b"Exif\0\0", at + 2)
                 at += length
@@ -154,6 +166,13 @@ def _jpeg(data: Bytes) -> ImageFacts:
             )
     if facts is None:
         raise UnreadableImage("the image header is broken: there is no frame")
+    scans = data.count(_SCAN_HEADER, marker_at)
+    pixels = min(facts.width * facts.height, MAX_PIXELS)  # a larger image is refused for its size
+    if scans > _MAX_SCANS or scans * weight * pixels > _MAX_SCANNED_PIXELS:
+        raise UnreadableImage(
+            f"the JPEG has {scans} scans of {facts.width}x{facts.height} pixels; at most {_MAX_SCANS} scans, and "
+            f"{_MAX_SCANNED_PIXELS // weight} pixels in all of them, are accepted"
+        )
     return facts
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,8 @@ _INTERPOLATIONS = {
 def _open(data: bytes | bytearray) -> tuple[Image.Image, ImageFacts]:
     facts = read_header(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
         raise UnreadableImage(
             f"the image declares too many pixels (at most {MAX_PIXELS})"
         ) from error
@@ -51,9 +48,15 @@ def _open(data: bytes | bytearray) -> tuple[Image.Image, ImageFacts]:
         raise UnreadableImage(f"the image header is broken ({type(error).__name__})") from error
     if image.size != (facts.width, facts.height):
         raise UnreadableImage("the image header is broken: it states two sizes")
-    if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
-        raise UnreadableImage(f"the image has more than {MAX_EXIF_BYTES} bytes of EXIF data")
+    _require_little_exif(image)
     return image, facts
+
+
+def _require_little_exif(image: Image.Image) -> None:
+    """Pillow reads EXIF data only when asked for it: here it is bytes, or the hexadecimal text that ImageMagick puts in a PNG."""
+    exif, text = image.info.get("exif", b""), image.info.get("Raw profile type exif", "")
+    if len(exif) > MAX_EXIF_BYTES or len(text) > 2 * MAX_EXIF_BYTES:
+        raise UnreadableImage(f"the image has more than {MAX_EXIF_BYTES} bytes of EXIF data")
 
 
 _STRIP_PIXELS = 1_000_000
@@ -156,9 +159,10 @@ class Preprocessing:
         image, facts = _open(data)
         try:
             image.load()
+            _require_little_exif(image)  # again: in a PNG it may stand behind the pixels
             image = _upright(image)
             return _to_mode(image, self.mode), facts
-        except MemoryError:
+        except (MemoryError, UnreadableImage):
             raise
         except Exception as error:  # a decoder may raise anything on hostile bytes
             raise UnreadableImage(

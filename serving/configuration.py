@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from openset.buckets import BUCKETS
+
 # By device: workers, largest batch, gateway processes. On a CPU a longer batch than four keeps its members waiting, and whether
 # it gains throughput was undecided; two workers share the cores (``ServingSettings.shares_cores``), for figures see
 # docs/results/serving-speed.md. On a GPU two workers, so that one decodes while the other computes.
@@ -73,7 +75,7 @@ class ServingSettings:
         model_store: folder of the archive.
         run_dir: folder of sockets and configuration; short, private to one instance. Made absolute.
         workers: processes that hold the model.
-        batch_size: largest batch.
+        batch_size: largest batch; at most the largest that is compiled where ``compiled``.
         max_batch_delay_ms: how long the first request of a batch waits for company; 0 would mean 100 ms.
         response_timeout_s: a worker that is slower is killed.
         startup_timeout_s: import, load, compile and warm-up.
@@ -119,6 +121,12 @@ class ServingSettings:
         for name in ("workers", "batch_size", "max_batch_delay_ms", "job_queue_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.compiled and self.batch_size > BUCKETS[-1]:
+            # A larger batch would be compiled when it first occurs: minutes, with requests waiting.
+            raise ValueError(
+                f"a compiled model has batches of at most {BUCKETS[-1]}, got {self.batch_size}; "
+                f"choose --batch-size {BUCKETS[-1]}, or serve without --compiled"
+            )
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f'device must be "auto", "cpu" or "cuda", got {self.device!r}')
         if self.precision not in ("float32", "bfloat16"):

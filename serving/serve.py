@@ -88,8 +88,11 @@ def settings_from(arguments: argparse.Namespace, run_dir: Path) -> ServingSettin
 
 
 def tell_if_stale(settings: ServingSettings) -> None:
-    """Warn where the run holds something newer than the archive; it is served all the same."""
-    stale = why_archive_is_stale(settings.archive)
+    """Warn where the run holds something newer than the archive; it is served all the same, whatever lies in the run's folder."""
+    try:
+        stale = why_archive_is_stale(settings.archive)
+    except (ValueError, OSError, TypeError, AttributeError) as error:  # cards may hold any JSON
+        stale = f"whether {settings.archive} is older than its run cannot be told: {error}"
     if stale is not None:
         logger.warning("warning: %s", stale)
 

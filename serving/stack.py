@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -53,6 +54,17 @@ def require_free_port(host: str, port: int) -> None:
             ) from error
 
 
+def _reachable(host: str) -> str:
+    """Host of a URL, for the address or name that is listened on."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:  # all addresses: one to listen on, not one to call
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return host if address.version == 4 else f"[{host}]"
+
+
 class Gateway:
     """The gateway's process.
 
@@ -73,8 +85,8 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """Where people reach it."""
-        return f"http://{self.host}:{self.port}"
+        """Where this machine reaches it."""
+        return f"http://{_reachable(self.host)}:{self.port}"
 
     async def start(self) -> None:
         """Start and wait until it reports ready.

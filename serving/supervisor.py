@@ -93,13 +93,18 @@ class Supervisor:
             await asyncio.sleep(_POLL_SECONDS)
         self._check_settings(described)
         try:
-            answer = await self.client.predict(self.canary, self.settings.response_timeout_s)
+            answer = await self._canary_prediction()
         except _CALL_FAILURES as error:
             raise TorchServeFailed(
                 f"the first prediction failed ({error!r}); the worker's messages stand above"
             ) from error
         self._write_status("ready", path=answer.get("path"))
         return answer
+
+    async def _canary_prediction(self) -> dict[str, Any]:
+        """Wait as long as a healthy model may take: the canary stands behind all whom the gateway has admitted."""
+        timeout_s = self.settings.deadline_s + self.settings.response_timeout_s
+        return await self.client.predict(self.canary, timeout_s)
 
     def _check_settings(self, described: dict[str, Any]) -> None:
         wrong = {
@@ -127,7 +132,7 @@ class Supervisor:
             if not self.server.alive:
                 raise TorchServeFailed("TorchServe died")
             try:
-                await self.client.predict(self.canary, self.settings.response_timeout_s)
+                await self._canary_prediction()
                 failures = 0
             except _CALL_FAILURES as error:
                 if isinstance(error, NoPlaceInQueue) and await self._busy():
@@ -153,7 +158,7 @@ class Supervisor:
         try:
             await self.client.scale(0)
             await self.client.scale(self.settings.workers)
-            await self.client.predict(self.canary, self.settings.response_timeout_s)
+            await self._canary_prediction()
         except NoPlaceInQueue:  # what had queued up is worked on; the watch goes on
             logger.warning("the workers are back and the queue is full")
         except _CALL_FAILURES as error:

@@ -28,6 +28,8 @@ from serving.configuration import LOG4J2, ServingSettings, config_properties, mo
 
 _PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 15.0
+_LOCK = "lock"
+_CLEARED = ("ts", "admin", "tmp", "conf")  # folders of the run folder, empty at every start
 
 
 class TorchServeFailed(RuntimeError):
@@ -79,6 +81,27 @@ def require_tools(settings: ServingSettings) -> None:
         )
 
 
+def _require_ours(run_dir: Path) -> None:
+    """Nothing is cleared that no instance has written: where one ever ran there is its lock file.
+
+    Sockets are an instance's too: in containers ``ts`` outlives the rest of the run folder.
+
+    Raises:
+        TorchServeFailed: a folder with contents where ours would be.
+    """
+    if (run_dir / _LOCK).exists():
+        return
+    for name in _CLEARED:
+        path = run_dir / name
+        entries = path.iterdir() if path.is_dir() else [path] if os.path.lexists(path) else []
+        for entry in entries:
+            if not entry.is_socket():
+                raise TorchServeFailed(
+                    f"the run folder {run_dir} was not made for this: {entry} would be deleted, since every start empties "
+                    f"{', '.join(_CLEARED)} in it; choose a new or an empty folder as --run-dir"
+                )
+
+
 def _gpus() -> list[str]:
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
@@ -108,7 +131,8 @@ class TorchServe:
         """Write the configuration and start Java; returns before the model is ready.
 
         Raises:
-            TorchServeFailed: another instance has the run folder, or this machine lacks what was asked for.
+            TorchServeFailed: another instance has the run folder, it holds what is not ours, or this machine lacks what was
+                asked for.
         """
         settings = self.settings
         require_tools(settings)
@@ -153,7 +177,8 @@ class TorchServe:
     def _lock_run_folder(self) -> None:
         """Two instances would clear each other's folders; the lock ends with this process, however that ends."""
         self.settings.run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (self.settings.run_dir / "lock").open("w")
+        _require_ours(self.settings.run_dir)
+        lock = (self.settings.run_dir / _LOCK).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -167,7 +192,7 @@ class TorchServe:
         """Fresh folders, configuration and the unpacked archive with its settings; returns the configuration folder."""
         settings = self.settings
         configuration = settings.run_dir / "conf"
-        for name in ("ts", "admin", "tmp", "conf"):
+        for name in _CLEARED:
             folder = settings.run_dir / name
             folder.mkdir(parents=True, exist_ok=True, mode=0o750)
             # Stale sockets of a crash would block the start; the folder itself may be a mount.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+
+from PIL import Image
 
 from tests.factories import image_bytes
 
@@ -32,6 +35,22 @@ def jpeg_with(segments: bytes) -> bytes:
     return _JPEG[:20] + segments + _JPEG[20:]
 
 
+def progressive_jpeg(mode: str = "L", size: tuple[int, int] | None = None) -> bytes:
+    """A progressive JPEG of one color; where ``size`` is given, it is what its frame claims."""
+    stream = io.BytesIO()
+    Image.new(mode, (28, 28)).save(stream, "JPEG", progressive=True)
+    data = bytearray(stream.getvalue())
+    if size is not None:
+        struct.pack_into(">HH", data, data.index(b"\xff\xc2") + 5, size[1], size[0])
+    return bytes(data)
+
+
+def with_more_scans(jpeg: bytes, count: int) -> bytes:
+    """The last scan, a few bytes, ``count`` times more."""
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + last * count + jpeg[-2:]
+
+
 _RESOURCES = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\0" * 5_400
 
 HOSTILE = {
@@ -50,5 +69,10 @@ HOSTILE = {
     "jpeg of escaped bytes": jpeg_with(b"\xff\x00" * 100_000),
     "jpeg of two frames": jpeg_with(
         jpeg_segment(0xC0, b"\x08\0\x1c\0\x1c\x01\x01\x11\0")
+    ),
+    "jpeg of scans": with_more_scans(progressive_jpeg(), 199),
+    "large jpeg of fewer scans": with_more_scans(progressive_jpeg(size=(6_000, 6_000)), 60),
+    "large jpeg of arithmetic scans": with_more_scans(
+        progressive_jpeg(size=(6_000, 6_000)).replace(b"\xff\xc2", b"\xff\xca"), 4
     ),
 }  # fmt: skip

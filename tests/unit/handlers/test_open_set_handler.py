@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,17 @@ def test_scores_equal_the_offline_classifier(handler: OpenSetHandler, artifact: 
     assert cosine == pytest.approx(answers[0]["nearest"]["cosine"], abs=1e-5)
 
 
+def test_damaged_tags_of_an_upload_write_no_line_each(artifact: Path) -> None:
+    beyond_the_end = b"".join(struct.pack("<HHLL", tag, 4, 100, 8) for tag in range(1_000, 5_000))
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 4_000) + beyond_the_end
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        handler = OpenSetHandler()
+        handler.initialize(FakeContext(artifact))
+        ask(handler, artifact, [image_bytes(format="JPEG", exif=exif)])
+    assert not [warning.message for warning in heard if "PIL" in warning.filename]
+
+
 def test_each_request_is_judged_by_its_own_tau_and_gets_its_echo(
     handler: OpenSetHandler, artifact: Path
 ) -> None:
@@ -249,6 +262,8 @@ def test_one_bad_image_leaves_its_neighbours_unharmed(
     [
         {"x-openset-tau": "nan", "x-openset-score": "softmax"},
         {"x-openset-tau": "inf", "x-openset-score": "softmax"},
+        {"x-openset-tau": "1e39", "x-openset-score": "softmax"},
+        {"x-openset-tau": "-3.5e38", "x-openset-score": "softmax"},
         {"x-openset-tau": "abc", "x-openset-score": "softmax"},
         {"x-openset-score": "softmax"},
         {"x-openset-tau": "1"},

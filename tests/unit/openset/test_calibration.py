@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import struct
+import zipfile
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -221,6 +224,44 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a zip", b"no zip at all"])
 def test_damaged_score_file_is_a_value_error(content: bytes) -> None:
     with pytest.raises(ValueError, match="not a file of calibration scores"):
+        load_score_sets(content)
+
+
+def with_a_broken_stream(content: bytes) -> bytes:
+    """The first member begins with a kind of block that deflate does not have."""
+    name_length, extra_length = struct.unpack_from("<HH", content, 26)
+    at = 30 + name_length + extra_length
+    return content[:at] + b"\xff" + content[at + 1 :]
+
+
+def with_broken_array_headers(content: bytes) -> bytes:
+    """Each array's header ends in an open bracket, and the checksums are right."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"}", b"(", 1))
+    return stream.getvalue()
+
+
+_FLAGS_AND_METHOD = b"\0\0\x08\0"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (with_a_broken_stream, "invalid block type"),
+        (with_broken_array_headers, "TokenError"),
+        (lambda content: content.replace(_FLAGS_AND_METHOD, b"\1\0\x08\0"), "encrypted"),
+        (lambda content: content.replace(_FLAGS_AND_METHOD, b"\0\0\x61\0"), "compression method"),
+    ],
+    ids=["stream", "array header", "flags", "method"],
+)
+def test_every_damage_to_a_score_file_is_a_value_error(
+    tmp_path: Path, damage: Callable[[bytes], bytes], said: str
+) -> None:
+    save_score_sets(tmp_path / "scores.npz", [make_score_set()])
+    content = damage((tmp_path / "scores.npz").read_bytes())
+    with pytest.raises(ValueError, match=rf"not a file of calibration scores .*{said}"):
         load_score_sets(content)
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from handlers.open_set_handler import OpenSetHandler
-from openset.compilation import BUCKETS, buckets_up_to, compile_backbone, filled_up
+from openset.buckets import BUCKETS, buckets_up_to
+from openset.compilation import compile_backbone, filled_up
 from serving.configuration import ServingSettings
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 
 from openset.image_headers import ImageFacts, UnreadableImage, read_header
-from tests.hostile_images import HOSTILE, jpeg_segment, jpeg_with, png_chunk, png_with
+from tests.hostile_images import (
+    HOSTILE,
+    jpeg_segment,
+    jpeg_with,
+    png_chunk,
+    png_with,
+    progressive_jpeg,
+    with_more_scans,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (23, 41, 4), dtype=np.uint8)
 
@@ -32,6 +40,8 @@ SOUND = {
     "jpeg with profile, EXIF and remark": encoded(
         "RGB", "JPEG", icc_profile=bytes(300_000), exif=b"Exif\0\0" + bytes(60_000), comment=b"x" * 60_000
     ),
+    "progressive cmyk jpeg": encoded("CMYK", "JPEG", progressive=True),
+    "jpeg with a video behind": encoded("RGB", "JPEG") + b"\xff\xda" * 2_000,
     "mpo": encoded("RGB", "MPO", save_all=True, append_images=[Image.new("RGB", (10, 10))]),
     "webp": encoded("RGB", "WEBP"),
     "lossless webp": encoded("RGB", "WEBP", lossless=True),
@@ -63,6 +73,16 @@ def test_the_large_metadata_of_cameras_and_editors_pass() -> None:
     assert read_header(jpeg_with(depth_map)).format == "JPEG"
     assert read_header(png_with(png_chunk(b"IDAT", bytes(8192)) * 1_500)).format == "PNG"
     assert read_header(png_with(png_chunk(b"tEXt", b"a\0b") * 100)).format == "PNG"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_progressive_photographs_pass_up_to_the_largest_size(mode: str) -> None:
+    assert read_header(progressive_jpeg(mode, (8_000, 5_000))) == (8_000, 5_000, "JPEG")
+
+
+def test_small_progressive_jpegs_may_have_a_scan_for_every_bit() -> None:
+    data = with_more_scans(progressive_jpeg(size=(1_000, 1_000)), 90)
+    assert read_header(data).format == read_header(bytearray(data)).format == "JPEG"
 
 
 @pytest.mark.parametrize("name", SOUND)

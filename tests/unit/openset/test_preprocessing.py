@@ -15,6 +15,7 @@ from torchvision import transforms
 import openset.preprocessing
 from openset.preprocessing import Preprocessing, UnreadableImage
 from tests.factories import grey_image, image_bytes
+from tests.hostile_images import png_chunk
 
 GREY = Preprocessing(mode="L", image_size=28, resize=28)
 COLOR = Preprocessing(mode="RGB", image_size=224, resize=256)
@@ -55,6 +56,22 @@ def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert COLOR.decode(encoded(image, "PNG", exif=exif)).size == (20, 40)
+
+
+def as_text(exif: bytes) -> bytes:
+    """The chunk that ImageMagick writes."""
+    lines = f"Raw profile type exif\0\nexif\n{len(exif):8}\n{exif.hex()}\n"
+    return png_chunk(b"tEXt", lines.encode())
+
+
+@pytest.mark.parametrize("at", [33, -12], ids=["before the pixels", "behind them"])
+@pytest.mark.parametrize("form", ["chunk", "text"])
+def test_orientation_of_a_png_is_applied_wherever_it_stands(form: str, at: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data, content = encoded(color_image(40, 20)), exif.tobytes()
+    chunk = as_text(content) if form == "text" else png_chunk(b"eXIf", content[6:])
+    assert COLOR.decode(data[:at] + chunk + data[at:]).size == (20, 40)
 
 
 def test_transparency_lies_on_white() -> None:
@@ -151,10 +168,19 @@ def test_bad_input_is_one_clear_error(data: bytes) -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_more_exif_data_than_a_camera_writes_is_refused() -> None:
-    data = encoded(color_image(20, 20), "PNG", exif=b"Exif\0\0" + bytes(70_000))
-    with pytest.raises(UnreadableImage, match="EXIF"):
-        COLOR.decode(data)
+@pytest.mark.parametrize("at", [33, -12], ids=["before the pixels", "behind them"])
+@pytest.mark.parametrize(
+    "chunk", [png_chunk(b"eXIf", bytes(70_000)), as_text(bytes(70_000))], ids=["chunk", "text"]
+)
+def test_more_exif_data_than_a_camera_writes_is_refused_before_it_is_read(
+    chunk: bytes, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageOps, "exif_transpose", lambda _: pytest.fail("read"))
+    data = encoded(color_image(20, 20))
+    with pytest.raises(
+        UnreadableImage, match=r"^the image has more than 65536 bytes of EXIF data$"
+    ):
+        COLOR.decode(data[:at] + chunk + data[at:])
 
 
 @pytest.mark.parametrize("step", ["open", "load", "exif_transpose"])

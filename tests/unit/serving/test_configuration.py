@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from openset.buckets import BUCKETS
 from serving.configuration import ServingSettings, device_defaults, model_config
 
 
@@ -100,6 +101,17 @@ def test_threads_of_workers_that_share_cores_wait_asleep_before_long(
     options: dict[str, Any] = {"device": "cpu", **changes}
     settings = ServingSettings(model="tiny", model_store=archive, run_dir=archive, **options)
     assert settings.thread_environment(given).get("GOMP_SPINCOUNT") == expected
+
+
+def test_batches_that_would_be_compiled_while_requests_wait_are_refused(archive: Path) -> None:
+    def settings(**changes: Any) -> ServingSettings:
+        return ServingSettings(model="tiny", model_store=archive, run_dir=archive, **changes)
+
+    largest = BUCKETS[-1]
+    assert settings(batch_size=largest, compiled=True).batch_size == largest
+    assert settings(batch_size=largest + 1).batch_size == largest + 1
+    with pytest.raises(ValueError, match=rf"at most {largest}, got {largest + 1}.*--batch-size"):
+        settings(batch_size=largest + 1, compiled=True)
 
 
 @pytest.mark.parametrize(("device", "plainly"), [("cpu", True), ("cuda", False)])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -124,3 +126,57 @@ def test_serving_a_stale_archive_warns_first(
     assert module.main(["--model", "dogs"]) == 0
     [record] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "make export RUN=runs/dogs && make archive RUN=runs/dogs" in record.message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("artifact/model_card.json", b"{"),
+        ("artifact/model_card.json", b"\xff"),
+        ("artifact/model_card.json", json.dumps({"schema": 0}).encode()),
+        ("artifact/model_card.json", tiny_card(training=["a", "list"]).to_json().encode()),  # type: ignore[arg-type]
+        ("last.pt", None),
+        ("artifact/calibration.npz", None),
+    ],
+    ids=["not JSON", "not text", "other schema", "other types", "checkpoint", "scores"],
+)
+@pytest.mark.parametrize(("module", "runner"), [(serve, "serve"), (stack, "run_stack")])
+def test_run_that_cannot_be_read_stops_no_archive_from_being_served(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    module: ModuleType,
+    runner: str,
+    name: str,
+    content: bytes | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exported(Path("runs/dogs"))
+    Path("model_store").mkdir()
+    small_archive(Path("runs/dogs/artifact"), Path("model_store/dogs.mar"))
+    file = Path("runs/dogs", name)
+    if content is None:
+        refuse_to_open(monkeypatch, file)
+    else:
+        file.write_bytes(content)
+        Path("runs/dogs/last.pt").write_bytes(b"second epoch")  # the artifact is asked too
+
+    async def served(*_: object) -> int:
+        return 0
+
+    monkeypatch.setattr(module, runner, served)
+    assert module.main(["--model", "dogs"]) == 0
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "whether model_store/dogs.mar is older than its run cannot be told" in record.message
+
+
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """As another user's file does, also to root."""
+    working = Path.open
+
+    def opened(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return working(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", opened)

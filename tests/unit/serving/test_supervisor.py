@@ -22,16 +22,18 @@ class FakeServer:
 
 
 class FakeClient:
-    """Answers each canary with the next of ``answers``; the last one repeats."""
+    """Answers each canary with the next of ``answers``, the last one repeats; each would come after ``wait_s``."""
 
-    def __init__(self, answers: list[Any], described: Any = READY) -> None:
-        self.answers, self.described = answers, described
+    def __init__(self, answers: list[Any], described: Any = READY, wait_s: float = 0) -> None:
+        self.answers, self.described, self.wait_s = answers, described, wait_s
         self.asked = 0
         self.scaled: list[int] = []
 
     async def predict(self, image: bytes, timeout_s: float) -> dict[str, Any]:
         answer = self.answers[min(self.asked, len(self.answers) - 1)]
         self.asked += 1
+        if self.wait_s > timeout_s:
+            raise TimeoutError
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -65,6 +67,33 @@ async def test_full_queue_of_healthy_workers_is_left_alone(tmp_path: Path) -> No
     client = FakeClient([NoPlaceInQueue("full")])
     assert (await watched(client, tmp_path, 20)).healed == 0
     assert client.scaled == []
+
+
+async def test_canary_waits_behind_all_whom_a_long_deadline_admits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENSET_DEADLINE_S", "60")
+    client = FakeClient([{}], wait_s=75)
+    assert (await watched(client, tmp_path, 20)).healed == 0
+    assert client.scaled == []
+
+
+async def test_canary_of_a_healed_model_waits_behind_what_had_queued_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENSET_DEADLINE_S", "60")
+    client = FakeClient([*[aiohttp.ClientConnectionError("refused")] * 3, {}], wait_s=75)
+    assert (await watched(client, tmp_path, 5)).healed == 1
+
+
+async def test_canary_that_waits_beyond_deadline_and_response_timeout_counts_as_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENSET_DEADLINE_S", "60")
+    client = FakeClient([{}], wait_s=85)
+    with pytest.raises(TorchServeFailed, match="could not be healed"):
+        await watched(client, tmp_path, 20)
+    assert client.scaled == [0, 1]
 
 
 @pytest.mark.parametrize("described", [{"workers": []}, {"workers": [{"status": "UNLOADING"}]}])

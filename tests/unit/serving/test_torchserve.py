@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import stat
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,49 @@ async def test_stopped_instance_gives_its_run_folder_back(tmp_path: Path) -> Non
     await first.stop()
     second._lock_run_folder()
     await second.stop()
+
+
+@pytest.mark.parametrize("name", ["ts/mine", "admin/mine/deep", "tmp/mine", "conf/mine", "conf"])
+async def test_folder_that_holds_what_no_instance_wrote_is_refused_and_stays(
+    tmp_path: Path, name: str
+) -> None:
+    made = settings(tmp_path)
+    file = made.run_dir / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    for _ in range(2):  # refused once, it must not pass for ours
+        with pytest.raises(TorchServeFailed, match=r"would be deleted.*--run-dir"):
+            await TorchServe(made).start()
+    assert file.read_text() == "mine"
+    assert not (made.run_dir / "lock").exists()
+
+
+def test_fresh_folder_with_a_shared_folder_for_the_socket_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(tmp_path)
+    (made.run_dir / "ts").mkdir(parents=True)
+    monkeypatch.chdir(made.run_dir)  # a socket's path is short
+    for left in (False, True):  # by an instance that was killed; the lock went with its container
+        if left:
+            (made.run_dir / "lock").unlink()
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind("ts/inference.sock")
+        server = TorchServe(made)
+        server._lock_run_folder()
+        assert server._lock is not None
+        server._lock.close()
+
+
+def test_folder_of_an_instance_that_ended_is_taken_again(tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    for _ in range(2):
+        server = TorchServe(made)
+        server._lock_run_folder()
+        (made.run_dir / "conf").mkdir(exist_ok=True)
+        (made.run_dir / "conf" / "config.properties").touch()
+        assert server._lock is not None
+        server._lock.close()
 
 
 @pytest.mark.parametrize(("device", "variable"), [("cpu", "CXX"), ("cuda", "CC")])
