@@ -390,9 +390,8 @@ def load_score_sets(file: Path | str | bytes) -> dict[str, ScoreSet]:
             ]
     except MemoryError:  # says nothing about the file
         raise
-    except (
-        Exception
-    ) as error:  # damaged bytes: numpy, zipfile and what decompresses for it raise a dozen kinds
+    except Exception as error:
+        # Damaged bytes: numpy, zipfile and what decompresses for them raise a dozen kinds.
         raise ValueError(
             f"not a file of calibration scores ({type(error).__name__}: {error})"
         ) from error

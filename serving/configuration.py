@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from openset.buckets import BUCKETS
+from openset.image_headers import MAX_IMAGE_BYTES
 
 # By device: workers, largest batch, gateway processes. On a CPU a longer batch than four keeps its members waiting, and whether
 # it gains throughput was undecided; two workers share the cores (``ServingSettings.shares_cores``), for figures see
@@ -105,7 +106,7 @@ class ServingSettings:
     compiled: bool = False
     compile_cache: Path = field(default_factory=_default_compile_cache)
     decode_threads: int | None = None
-    max_request_bytes: int = 12_582_912
+    max_request_bytes: int = MAX_IMAGE_BYTES
     deadline_s: float = field(default_factory=_gateway_deadline)
     java_heap: str = "1g"
 
