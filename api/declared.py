@@ -76,7 +76,7 @@ def _answer(slugs: list[str]) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Put the schema of a problem into the app's OpenAPI description, and take FastAPI's own errors, never sent, out."""
+    """Put problems' schema and the key into the app's OpenAPI description, and take FastAPI's own errors, never sent, out."""
     describe = app.openapi
 
     def described() -> dict[str, Any]:
@@ -85,6 +85,12 @@ def install(app: FastAPI) -> None:
         schemas[ProblemDocument.__name__] = ProblemDocument.model_json_schema()
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                if str(PROBLEMS["missing-key"][0]) in operation["responses"]:
+                    # Either: a gateway without keys asks for none.
+                    operation["security"] = [{}, {"key": []}]
         return document
 
     app.openapi = described  # type: ignore[method-assign]  # FastAPI's documented way to extend it

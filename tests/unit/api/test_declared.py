@@ -68,3 +68,15 @@ def test_statuses_of_an_operation(
 def test_problem_that_does_not_exist_cannot_be_declared() -> None:
     with pytest.raises(KeyError):
         problems_of_route("not-a-problem")
+
+
+def test_operations_that_may_want_a_key_take_one(document: dict[str, Any]) -> None:
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    taking = {
+        (method, path)
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if "security" in operation
+    }
+    assert {("post", "/predict"), ("post", "/calibrate"), ("get", "/model")} <= taking
+    assert not taking & {("get", "/livez"), ("get", "/readyz")}
