@@ -92,9 +92,14 @@ def test_no_answer_is_a_problem_and_the_former_answer_goes(tmp_path: Path) -> No
 
 
 def test_key_is_asked_for_once_and_sent_with_every_question(tmp_path: Path) -> None:
-    refusal = 'Promise.resolve(new Response("{}", {status: 401}))'
-    refuse = RECORD.replace("new Promise(() => {})", refusal)
-    use = '$("with-key").hidden || ($("key").value = "secret", $("with-key").requestSubmit())'
-    shown = shown_after(f"setTimeout(() => {{ {use} }}, 500)", tmp_path, fetch=refuse)
-    assert "/model undefined" in shown
-    assert "/model Bearer secret" in shown
+    refusal = 'setTimeout(() => answer(new Response("{}", {status: 401})), 200)'
+    refuse = RECORD.replace("new Promise(() => {})", f"new Promise(answer => {refusal})")
+    field = '$("with-key")'
+    shows = f'document.body.dataset.sent += " " + getComputedStyle({field}).display'
+    use = f'$("key").value = "secret", {field}.requestSubmit()'
+    shown = shown_after(
+        f"{shows}; setTimeout(() => {{ {shows}; {use} }}, 500)", tmp_path, fetch=refuse
+    )
+    asked, _, with_key = shown.partition("/model undefined")[2].partition("/model Bearer secret")
+    assert asked.split() == ["none", "flex"]  # the field is there once it is wanted
+    assert "undefined" not in with_key
