@@ -287,7 +287,8 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the last epoch and return the last row of the history.
 
-        Ctrl-C is honoured between two steps: the checkpoint then holds all of the last step and nothing of the next.
+        Ctrl-C is honoured between two steps: the checkpoint then holds all of the last step and nothing of the next. After the
+        last step the epoch is finished first.
 
         Raises:
             TrainingDiverged: the loss, a weight or a validation figure is not finite, or the accuracy stays that of a
@@ -305,6 +306,9 @@ class Trainer:
                 self._train_epoch(writer)
                 row = self._validate()
                 self._finish_epoch(row, writer)
+        # The steps look at it; nothing else would tell of one that came in the last validation.
+        if parallel.is_set_anywhere(self.interrupt.requested, self.device, self.share):
+            raise KeyboardInterrupt
         return self.progress.history[-1] if self.progress.history else {}
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -142,6 +142,25 @@ def test_second_interrupt_does_not_wait(few: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
+def test_interrupt_in_the_last_validation_is_not_lost(
+    few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command with more runs to train would go on with the next one."""
+    config = config_for(epochs=1, name="run")
+    validate = engine.validate
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return validate(*arguments)
+
+    monkeypatch.setattr(engine, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, runs=tmp_path, data=few, show_progress=False)
+    assert Run(tmp_path / "run").trained_epochs() == 1
+    # Nothing is left to do, and nothing is done twice.
+    assert train(config, runs=tmp_path, data=few, show_progress=False).unfinished() == []
+
+
 def test_kill_between_the_two_checkpoints_of_an_epoch_loses_no_best_one(
     few: Any, tmp_path: Path
 ) -> None:
