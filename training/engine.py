@@ -25,7 +25,9 @@ from training.checkpoints import BEST, LAST, read_checkpoint, write_checkpoint
 from training.data import ProtocolData, on_device, split_validation
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
+from training.losses.margins import LogitMargin
 from training.optimization import AveragedWeights, build_optimizer, learning_rate_factor
+from training.options import applies
 from training.precision import fast_convolutions
 from training.pretrained import is_weights_file, load_backbone
 from training.run_folder import check_folder, locked_run
@@ -430,9 +432,22 @@ class Trainer:
     def _diverged(self, what: str) -> TrainingDiverged:
         return TrainingDiverged(
             f"{self.config.loss}: {what} in epoch {self.progress.epoch + 1}, at or before step {self.progress.step}; "
-            f"the last sound checkpoint is {self.folder / LAST}. Try a smaller learning_rate, max_gradient_norm=5, "
-            "margin_warmup_epochs=5 or detach_radial=true (OPTIONS=...)"
+            f"the last sound checkpoint is {self.folder / LAST}. Try {' or '.join(self._ways_out())} (OPTIONS=...)"
         )
+
+    def _ways_out(self) -> list[str]:
+        """Options against a divergence that this run's loss takes and the run does not have yet."""
+        spec, loss = self.criterion.spec, self.config.loss
+        ways = ["a smaller learning_rate"]
+        if self.config.training.max_gradient_norm is None:
+            ways.append("max_gradient_norm=5")
+        if applies("margin_warmup_epochs", loss) and not self.criterion.margin_warmup_epochs:
+            ways.append("margin_warmup_epochs=5")
+        # A constant radius, and a margin on the logit itself, have no radial path.
+        is_radial = spec.head != "hard" and not isinstance(spec.margin, LogitMargin)
+        if applies("detach_radial", loss) and is_radial and not self.criterion.detach_radial:
+            ways.append("detach_radial=true")
+        return ways
 
     def _finish_epoch(self, row: dict[str, Any], writer: SummaryWriter | None) -> None:
         progress = self.progress
