@@ -209,15 +209,18 @@ class TrainConfig:
         torch.manual_seed(self.seed)
         feature_dim = self.feature_dim(num_classes)
         network = build_network(self.network, feature_dim=feature_dim, **self.network_options)
-        head, criterion = build_loss(
+        return network, *self.head_and_criterion(num_classes)
+
+    def head_and_criterion(self, num_classes: int) -> tuple[Head, Any]:
+        """Fresh head and criterion for C classes."""
+        return build_loss(
             self.loss,
             num_classes=num_classes,
-            feature_dim=feature_dim,
+            feature_dim=self.feature_dim(num_classes),
             scale=self.loss_options["scale"],
             as_published=self.as_published,
             **self.criterion_options,
         )
-        return network, head, criterion
 
     def feature_dim(self, num_classes: int) -> int:
         """D: as configured, a number or "C-1", "C", "C+1", "4C"; 0 is "C", the thesis' choice.
