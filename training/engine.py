@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -23,6 +22,7 @@ from training import parallel
 from training.batches import ALONE, Share, training_loader
 from training.checkpoints import BEST, LAST, read_checkpoint, write_checkpoint
 from training.data import ProtocolData, on_device, split_validation
+from training.fingerprints import IMAGES, fingerprints
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
 from training.losses.margins import LogitMargin
@@ -99,7 +99,7 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.folder, self.share = config, data, folder, share
         self.is_writer = share.rank == 0
-        self.fingerprint = _fingerprint(data)
+        self.fingerprints = fingerprints(data)
         self.show_progress = show_progress and self.is_writer
         self.device = device or torch.device(config.device)
         if share.count > config.training.batch_size:
@@ -207,7 +207,7 @@ class Trainer:
             "random": torch.get_rng_state(),
             "num_classes": len(self.data.class_ids),
             "class_ids": list(self.data.class_ids),
-            "images_sha256": self.fingerprint,
+            **self.fingerprints,
             "head_scale": getattr(head, "scale", None),
         }
 
@@ -268,7 +268,7 @@ class Trainer:
                 f"({len(self.data.class_ids)}); use another NAME= or the former data"
             )
         # Checkpoints of earlier releases do not know their data.
-        if state.get("images_sha256", self.fingerprint) != self.fingerprint:
+        if state.get(IMAGES, self.fingerprints[IMAGES]) != self.fingerprints[IMAGES]:
             raise ValueError(
                 f"{file} was trained or validated on other images than {self.config.data or 'the data'} now holds; "
                 "use another NAME= or the former data"
@@ -494,20 +494,6 @@ class Trainer:
                 self.config,
                 self.share,
             )
-
-
-def _fingerprint(data: ProtocolData) -> str:
-    """Digest of what is trained and validated on: which samples, of which classes, in which order; not where they lie.
-
-    Of characters every pixel counts, of photographs the names alone: to read them all again would take as long as an epoch.
-    """
-    digest = hashlib.sha256()
-    for split in (data.train, data.validation):
-        for values in (split.sample_ids, split.groups):
-            digest.update("\n".join(values.tolist()).encode() + b"\0")
-        if isinstance(split.images, Tensor):
-            digest.update(split.images.contiguous().cpu().numpy())
-    return digest.hexdigest()
 
 
 @contextmanager
