@@ -360,12 +360,19 @@ def _image_cache(cache: Path | str | None, device: str) -> str | None:
 class Run:
     """The folder of a finished or unfinished run.
 
+    Args:
+        folder: where it lies.
+        config: of the run, for a process that does not see the folder; None reads it there.
+
     Raises:
         FileNotFoundError: the folder holds no configuration.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, config: TrainConfig | None = None) -> None:
         self.folder = Path(folder)
+        if config is not None:
+            self.config = config
+            return
         file = self.folder / CONFIG
         if not file.is_file():
             raise FileNotFoundError(
