@@ -22,7 +22,7 @@ from training import parallel
 from training.batches import ALONE, Share, training_loader
 from training.checkpoints import BEST, LAST, read_checkpoint, write_checkpoint
 from training.data import ProtocolData, on_device, split_validation
-from training.fingerprints import IMAGES, fingerprints
+from training.fingerprints import IMAGES, compare_validation, fingerprints
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
 from training.losses.margins import LogitMargin
@@ -111,8 +111,11 @@ class Trainer:
         self.model = nn.ModuleDict({"network": network, "head": head}).to(self.device)
         self.interrupt = DeferredInterrupt()
         self.label = ""  # of the log's lines, where several runs write them
-        if config.initial_weights is not None and not (folder / LAST).is_file():
-            self._take_initial_weights(config.initial_weights)
+        if config.initial_weights is not None:
+            # The first process alone sees whether the run goes on.
+            is_new = parallel.from_writer(not (folder / LAST).is_file(), share)
+            if is_new:
+                self._take_initial_weights(config.initial_weights)
         if share.count > 1 and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(memory_format=torch.channels_last)
@@ -150,7 +153,7 @@ class Trainer:
 
     def _take_initial_weights(self, source: str) -> None:
         if not is_weights_file(source):
-            self._start_from(Run(source))
+            self._start_from(source)
             return
         if self.config.network != "resnet50":
             raise ValueError(
@@ -163,32 +166,44 @@ class Trainer:
                 "add OPTIONS=normalize_images=true, or take PRESET=modern, which does so", source,
             )  # fmt: skip
 
-    def _start_from(self, run: Run) -> None:
+    def _start_from(self, folder: str) -> None:
         """Take over the weights of a run on the same data, classes and shapes; nothing else of it.
 
-        Other data are refused: what that run trained on may be what this one validates and calibrates with.
+        Other data are refused: what that run trained on may be what this one validates and calibrates with. Several
+        processes all get what the first one reads.
         """
+        source = None
+        if self.is_writer:
+            run = Run(folder)
+            source = run.config, run.load_checkpoint()
+            del source[1]["optimizer"]  # as large as the weights, and stays behind
+        config, state = parallel.from_writer(source, self.share)
+        what = f"initial_weights={folder}"
         now, then = (
-            {key: value for key, value in config.data_options.items() if key not in _NOT_SPLIT}
-            | {"protocol": config.protocol}
-            for config in (self.config, run.config)
+            {key: value for key, value in one.data_options.items() if key not in _NOT_SPLIT}
+            | {"protocol": one.protocol}
+            for one in (self.config, config)
         )
         if now != then:
             raise ValueError(
-                f"initial_weights={run.folder} was trained on {then}, this run on {now}; images that it trained on could "
+                f"{what} was trained on {then}, this run on {now}; images that it trained on could "
                 "calibrate this one, so both need the same protocol, split and source of images"
             )
-        state = run.load_checkpoint()
         if state["class_ids"] != list(self.data.class_ids):
             raise ValueError(
-                f"initial_weights={run.folder} was trained on other classes ({len(state['class_ids'])}) than the data "
+                f"{what} was trained on other classes ({len(state['class_ids'])}) than the data "
                 f"hold ({len(self.data.class_ids)})"
             )
+        # One tree's paths tell which images are the same; those of two trees do not.
+        is_other_tree = _resolved(config.data) != _resolved(self.config.data)
+        compare_validation(
+            state, self.data, what=what, root=self.config.data, is_other_tree=is_other_tree
+        )
         try:
             self.model.load_state_dict(state["averaged"] or state["model"])
         except RuntimeError as error:
             raise ValueError(
-                f"initial_weights={run.folder} holds another network or head than this run: {error}"
+                f"{what} holds another network or head than this run: {error}"
             ) from error
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -494,6 +509,10 @@ class Trainer:
                 self.config,
                 self.share,
             )
+
+
+def _resolved(root: str | None) -> Path | None:
+    return None if root is None else Path(root).resolve()
 
 
 @contextmanager

@@ -213,3 +213,50 @@ def test_other_known_classes_are_named_as_such(photographs: Path, tmp_path: Path
         fill_with_images(train.parent / part / added, count)
     with pytest.raises(ValueError, match=f"new: {added}"):
         quiet_export(run)
+
+
+# -- weights of another run --------------------------------------------------------------------------------------------
+
+
+def started_from(run: Run, data: ProtocolData, root: Path | None = None) -> Trainer:
+    config = dataclasses.replace(run.config, initial_weights=str(run.folder))
+    if root is not None:
+        config = dataclasses.replace(config, data=str(root))
+    return Trainer(config, data, run.folder.parent / "second", show_progress=False)
+
+
+def test_weights_are_not_taken_over_from_a_run_on_other_images(toy: Run) -> None:
+    before = toy.config.load_data(LOADED)
+    started_from(toy, before)
+    # Of all that it showed, a run on fewer training images saw nothing that validates.
+    started_from(toy, dataclasses.replace(before, train=at_most(before.train, 3)))
+    move_first_digit_to_the_end(toy)
+    with pytest.raises(
+        ValueError, match=r"initial_weights=.*toy was trained and validated on other"
+    ):
+        started_from(toy, toy.config.load_data(LOADED))
+
+
+def test_weights_are_taken_over_from_the_same_tree_to_which_files_were_added(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree, copy = tmp_path / "tree", tmp_path / "copy"
+    for name in ("known/ant", "known/bee", "negative/moss"):
+        fill_with_images(tree / name, 14)
+    shutil.copytree(tree, copy)
+    config = make_config("folders", "cos_eos", data=tree, options={"image_size": 32}, device="cpu")
+    run = untrained(config, config.load_data(LOADED), tmp_path / "own")
+
+    def start(root: Path) -> Trainer:
+        data = dataclasses.replace(config, data=str(root)).load_data(LOADED)
+        return started_from(run, data, root)
+
+    start(copy)
+    assert "other images" not in caplog.text
+    for root in (tree, copy):
+        fill_with_images(root / "negative/moss", 30, first=100)
+    start(tree / "known/..")
+    assert "renamed is dealt out anew" in caplog.text
+    # Elsewhere another picture may have the name, and the same one another.
+    with pytest.raises(ValueError, match="other images"):
+        start(copy)

@@ -132,6 +132,16 @@ def test_two_processes_resume_together_at_the_last_checkpoint(runs: Path) -> Non
     assert largest_difference(runs, "two", "broken", "model") == 0.0
 
 
+def test_only_the_first_process_reads_the_run_that_they_start_from(runs: Path) -> None:
+    """Also of one that goes on, which the second process cannot see."""
+    start(1, runs, "cos_os", "from-one", initial_weights="one")
+    assert start(2, runs, "cos_os", "both-from-one", kill_at=5, initial_weights="one") != 0
+    start(2, runs, "cos_os", "both-from-one", initial_weights="one")
+    for key in ("model", "averaged"):
+        assert largest_difference(runs, "from-one", "both-from-one", key) < 1e-6
+        assert largest_difference(runs, "one", "both-from-one", key) > 1e-3
+
+
 def test_shares_are_all_of_a_batch_and_never_empty() -> None:
     chunk = np.arange(10, 17)
     shares = [Share(rank, 3).of(chunk).tolist() for rank in range(3)]
