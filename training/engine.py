@@ -34,6 +34,7 @@ from training.run_folder import check_folder, locked_run
 from training.runs import (
     CONFIG,
     HISTORY,
+    PRETRAINING_NOTES,
     Run,
     TrainConfig,
     write_atomically,
@@ -111,6 +112,8 @@ class Trainer:
         self.model = nn.ModuleDict({"network": network, "head": head}).to(self.device)
         self.interrupt = DeferredInterrupt()
         self.label = ""  # of the log's lines, where several runs write them
+        # Told by what is here when training begins; a run that this one starts from may be gone when it is judged.
+        self.pretraining_notes: list[str] = []
         if config.initial_weights is not None:
             # The first process alone sees whether the run goes on.
             is_new = parallel.from_writer(not (folder / LAST).is_file(), share)
@@ -160,6 +163,7 @@ class Trainer:
                 f"initial_weights={source} is for ResNet-50, protocol {self.config.protocol} trains {self.config.network}"
             )
         load_backbone(self.model["network"], Path(source))
+        self.pretraining_notes = self.config.pretraining_notes
         if not self.config.training.normalize_images and self.is_writer:
             logger.warning(
                 "%s: torchvision's weights were trained on images with mean and standard deviation taken out; "
@@ -175,9 +179,9 @@ class Trainer:
         source = None
         if self.is_writer:
             run = Run(folder)
-            source = run.config, run.load_checkpoint()
+            source = run.config, run.load_checkpoint(), run.pretraining_notes()
             del source[1]["optimizer"]  # as large as the weights, and stays behind
-        config, state = parallel.from_writer(source, self.share)
+        config, state, self.pretraining_notes = parallel.from_writer(source, self.share)
         what = f"initial_weights={folder}"
         now, then = (
             {key: value for key, value in one.data_options.items() if key not in _NOT_SPLIT}
@@ -223,6 +227,7 @@ class Trainer:
             "num_classes": len(self.data.class_ids),
             "class_ids": list(self.data.class_ids),
             **self.fingerprints,
+            PRETRAINING_NOTES: self.pretraining_notes,
             "head_scale": getattr(head, "scale", None),
         }
 
@@ -274,6 +279,8 @@ class Trainer:
         """
         file = self.folder / LAST
         state = read_checkpoint(file) if self.is_writer and file.is_file() else None
+        if state is not None and PRETRAINING_NOTES not in state:  # of an earlier release
+            state[PRETRAINING_NOTES] = self.config.pretraining_notes
         state = parallel.from_writer(state, self.share)
         if state is None:
             return False
@@ -296,6 +303,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.progress = Progress(**state["progress"])
+        self.pretraining_notes = state[PRETRAINING_NOTES]
         torch.set_rng_state(state["random"])
         return True
 

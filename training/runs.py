@@ -32,6 +32,7 @@ from training.recommendations import RECOMMENDED, recommendation
 
 CONFIG = "config.json"
 HISTORY = "history.json"
+PRETRAINING_NOTES = "pretraining_notes"  # of a checkpoint
 
 # Mean and standard deviation of pixels in [0, 1]: the ImageNet training set's, and round numbers for characters.
 CHANNEL_STATISTICS = {"RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "L": ((0.5,), (0.5,))}
@@ -130,12 +131,19 @@ class TrainConfig:
 
     @property
     def pretraining_notes(self) -> list[str]:
-        """What a reader of any result must be told of weights from a file, also those of a run that this one started from."""
+        """What a reader of any result must be told of weights from a file, also those of a run that this one starts from.
+
+        As far as can be told from what is here now; a checkpoint holds what could be told when its training began.
+        """
         if self.initial_weights is None:
             return []
         source = Path(self.initial_weights)
         if not is_weights_file(source):
-            return Run(source).config.pretraining_notes if (source / CONFIG).is_file() else []
+            if (source / CONFIG).is_file():
+                return Run(source).pretraining_notes()
+            return [
+                f"started from {source}, which is not here; whether pretrained weights are behind it is not known"
+            ]
         return [
             f"the backbone started from the weights in {source.name}; classes that count as unknown "
             "here may have been among those it was trained on"
@@ -424,6 +432,19 @@ class Run:
         """Epochs that a checkpoint has behind it."""
         return int(self.load_checkpoint(which)["progress"]["epoch"])
 
+    def pretraining_notes(self, which: str = "last") -> list[str]:
+        """What a reader of any result must be told of weights from a file, as a checkpoint holds it since training began.
+
+        Where it does not, as those of earlier releases, the runs that are here now are asked.
+        """
+        if self.config.initial_weights is None:
+            return []
+        try:
+            stored: list[str] | None = self.load_checkpoint(which).get(PRETRAINING_NOTES)
+        except (FileNotFoundError, ValueError):
+            stored = None
+        return self.config.pretraining_notes if stored is None else stored
+
     def unfinished(self) -> list[str]:
         """What a reader of any result must be told if the training stopped early; else nothing."""
         done = self.trained_epochs()
@@ -465,7 +486,7 @@ class Run:
                 "as_published": config.as_published,
                 "initial_weights": config.initial_weights,
                 "data": config.data_options,
-                "notes": [*data.notes, *config.pretraining_notes, *self.unfinished()],
+                "notes": [*data.notes, *self.pretraining_notes(which), *self.unfinished()],
             },
         )
 
