@@ -6,6 +6,7 @@ import math
 from dataclasses import astuple, dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from training.grid_statistics import Floats
@@ -15,8 +16,6 @@ from training.scoring import Scored
 
 # Radians; the last bin ends beyond pi, so that pi lies inside one.
 EDGES = np.linspace(0, math.pi + math.pi / 100, 100)
-# Their centers are free: an angle alone has no probability.
-_WITHOUT_CURVE = ("softmax", "eos", "os", "sm_softmax")
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,14 @@ class ProbabilityCurve:
 
     Attributes:
         scale: the radius s.
-        num_classes: C.
+        num_centers: C, one more with a background class; all but the own are rivals.
         exact: the head's radius is s for every image; a soft head's is the feature's magnitude, only pulled to s.
         cosine_margin: taken from the cosine in training; NaN where there is none.
         angular_margin: added to the angle in training, radians; NaN where there is none.
     """
 
     scale: float
-    num_classes: int
+    num_centers: int
     exact: bool
     cosine_margin: float = math.nan
     angular_margin: float = math.nan
@@ -50,7 +49,7 @@ class ProbabilityCurve:
         return None
 
     def _at(self, cosine: Floats) -> Floats:
-        result: Floats = 1 / (1 + (self.num_classes - 1) * np.exp(-self.scale * cosine))
+        result: Floats = 1 / (1 + (self.num_centers - 1) * np.exp(-self.scale * cosine))
         return result
 
     def packed(self) -> Floats:
@@ -60,8 +59,8 @@ class ProbabilityCurve:
     @classmethod
     def unpacked(cls, numbers: Floats) -> ProbabilityCurve:
         """What ``packed`` made."""
-        scale, num_classes, exact, *margins = numbers.tolist()
-        return cls(scale, int(num_classes), bool(exact), *margins)
+        scale, num_centers, exact, *margins = numbers.tolist()
+        return cls(scale, int(num_centers), bool(exact), *margins)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,20 +85,25 @@ def angles_of(scored: Scored, config: TrainConfig) -> Angles:
             group: np.histogram(angles[mask], EDGES)[0].astype(np.int64)
             for group, mask in group_masks(scored.labels).items()
         },
-        None if config.loss in _WITHOUT_CURVE else _curve_of(scored, config),
+        _curve_of(scored, config),
     )
 
 
-def _curve_of(scored: Scored, config: TrainConfig) -> ProbabilityCurve:
-    options = config.loss_options
-    scale = options["scale"]
+def _curve_of(scored: Scored, config: TrainConfig) -> ProbabilityCurve | None:
+    num_classes = scored.logits.shape[1]
+    # Only what kind they are is wanted: a figure draws no random numbers.
+    with torch.random.fork_rng(devices=[]):
+        head, criterion = config.head_and_criterion(num_classes)
+    if head.normalization == "none":
+        return None  # an angle to a center of free length has no probability of its own
+    scale = config.loss_options["scale"]
     if isinstance(scale, str):
         # A rule made it, perhaps during training: the factor between cosines and logits tells it.
         scale = float((scored.logits * scored.cosines).sum() / np.square(scored.cosines).sum())
     exact = np.allclose(scored.logits, scale * scored.cosines, atol=1e-3)
     margins = {
-        name: float(options[name])
+        name: float(getattr(criterion.spec.margin, name, math.nan))
         for name in ("cosine_margin", "angular_margin")
-        if name in options
     }
-    return ProbabilityCurve(float(scale), scored.logits.shape[1], exact, **margins)
+    num_centers = num_classes + (head.background is not None)
+    return ProbabilityCurve(float(scale), num_centers, exact, **margins)

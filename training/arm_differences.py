@@ -55,7 +55,8 @@ def differences(
 ) -> list[dict[str, Any]]:
     """Of every arm that has a baseline: mean CCR@FPR against unknowns and the paired difference, by target.
 
-    A seed counts where both arms were trained with it, neither diverged and both reach the rate.
+    All seeds count that both arms were run with. Where one of them diverged or does not reach the rate there is neither mean
+    nor difference: the seeds that are left would flatter it.
 
     Args:
         rows: of ``cures.rows_of_arms``, with replicates where there is to be an interval over classes.
@@ -64,14 +65,13 @@ def differences(
 
     Returns:
         "arm", "baseline" and by f"{target:g}" "mean", "baseline_mean", "difference", "by_seed", "over_seeds" and
-        "over_classes" (95 % intervals or None); None for a target without a common seed.
+        "over_classes" (95 % intervals or None); None for a target that not all common seeds reach, or without one.
     """
     losses: dict[str, str] = {}
     by_arm: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         losses.setdefault(row["arm"], row["loss"])
-        if "diverged" not in row:
-            by_arm.setdefault(row["arm"], {})[row["seed"]] = row
+        by_arm.setdefault(row["arm"], {})[row["seed"]] = row
     found = []
     for arm in losses:
         baseline = baseline_of(arm, losses)
@@ -79,9 +79,7 @@ def differences(
             continue
         entry: dict[str, Any] = {"arm": arm, "baseline": baseline}
         for target in (f"{target:g}" for target in targets):
-            entry[target] = _difference(
-                by_arm.get(arm, {}), by_arm.get(baseline, {}), score, target
-            )
+            entry[target] = _difference(by_arm[arm], by_arm[baseline], score, target)
         found.append(entry)
     return found
 
@@ -90,14 +88,16 @@ def _difference(
     ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]], score: str, target: str
 ) -> dict[str, Any] | None:
     def value(row: dict[str, Any]) -> float | None:
+        if "diverged" in row:
+            return None
         figure: float | None = row["ccr_at_fpr"][score].get("unknown", {}).get(target)
         return figure
 
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-    pairs = [(one, other) for one, other in pairs if None not in (value(one), value(other))]
-    if not pairs:
+    found = [[value(one), value(other)] for one, other in pairs]
+    if not pairs or any(None in both for both in found):
         return None
-    values = np.array([[value(one), value(other)] for one, other in pairs])
+    values = np.array(found)
     by_seed = (values[:, 0] - values[:, 1]).tolist()
     difference = float(np.mean(by_seed))
     return {

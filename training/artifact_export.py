@@ -33,6 +33,7 @@ from openset.model_card import DEFAULT_SCORES
 from openset.scores import DEFAULT_SCORE
 from training.artifact_folder import locked, recover, replace_artifact
 from training.data import split_validation
+from training.fingerprints import require_former_validation
 from training.runs import Run
 from training.score_fitting import need_fitting, scoring_classifier
 from training.scoring import Scored, left_out, require_device, score_split
@@ -79,7 +80,8 @@ def export(
 
     Raises:
         NotCertifiable: too few validation negatives for the target.
-        ValueError: no such device here, no negatives, a share or target out of range.
+        ValueError: no such device here, no negatives, a share or target out of range, or the validation part is no longer the
+            one that the run was trained beside.
     """
     require_device(device)
     recover(run.artifact)
@@ -87,6 +89,7 @@ def export(
         raise ValueError(f"verify_share must lie in [0, 1), got {verify_share!r}")
     names = list(scores or run.config.scores or DEFAULT_SCORES)
     data = run.protocol_data(("train", "validation") if need_fitting(names) else ("validation",))
+    require_former_validation(run, data, which=which)
     # Known before any score: how many negatives will calibrate. Nobody should wait minutes for a refusal.
     planned = split_validation(
         data.validation.groups, verify_share=verify_share, best=which == "best"

@@ -271,7 +271,9 @@ def main(argv: list[str] | None = None) -> int:
     print_table(rows, title, arguments.score)
     found = differences(rows, score=arguments.score, targets=FPR_TARGETS)
     print_differences(
-        found, f"{title}: means over seeds, paired differences with intervals over classes"
+        found,
+        f"{title}: means over all seeds (-: one diverged or does not reach the FPR), paired differences with intervals over "
+        "classes",
     )
     target = arguments.json or arguments.runs / f"{arguments.cure}.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -23,15 +22,19 @@ from training import parallel
 from training.batches import ALONE, Share, training_loader
 from training.checkpoints import BEST, LAST, read_checkpoint, write_checkpoint
 from training.data import ProtocolData, on_device, split_validation
+from training.fingerprints import IMAGES, compare_validation, fingerprints
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
+from training.losses.margins import LogitMargin
 from training.optimization import AveragedWeights, build_optimizer, learning_rate_factor
+from training.options import applies
 from training.precision import fast_convolutions
 from training.pretrained import is_weights_file, load_backbone
 from training.run_folder import check_folder, locked_run
 from training.runs import (
     CONFIG,
     HISTORY,
+    PRETRAINING_NOTES,
     Run,
     TrainConfig,
     write_atomically,
@@ -97,7 +100,7 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.folder, self.share = config, data, folder, share
         self.is_writer = share.rank == 0
-        self.fingerprint = _fingerprint(data)
+        self.fingerprints = fingerprints(data)
         self.show_progress = show_progress and self.is_writer
         self.device = device or torch.device(config.device)
         if share.count > config.training.batch_size:
@@ -109,8 +112,13 @@ class Trainer:
         self.model = nn.ModuleDict({"network": network, "head": head}).to(self.device)
         self.interrupt = DeferredInterrupt()
         self.label = ""  # of the log's lines, where several runs write them
-        if config.initial_weights is not None and not (folder / LAST).is_file():
-            self._take_initial_weights(config.initial_weights)
+        # Told by what is here when training begins; a run that this one starts from may be gone when it is judged.
+        self.pretraining_notes: list[str] = []
+        if config.initial_weights is not None:
+            # The first process alone sees whether the run goes on.
+            is_new = parallel.from_writer(not (folder / LAST).is_file(), share)
+            if is_new:
+                self._take_initial_weights(config.initial_weights)
         if share.count > 1 and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(memory_format=torch.channels_last)
@@ -148,45 +156,58 @@ class Trainer:
 
     def _take_initial_weights(self, source: str) -> None:
         if not is_weights_file(source):
-            self._start_from(Run(source))
+            self._start_from(source)
             return
         if self.config.network != "resnet50":
             raise ValueError(
                 f"initial_weights={source} is for ResNet-50, protocol {self.config.protocol} trains {self.config.network}"
             )
         load_backbone(self.model["network"], Path(source))
+        self.pretraining_notes = self.config.pretraining_notes
         if not self.config.training.normalize_images and self.is_writer:
             logger.warning(
                 "%s: torchvision's weights were trained on images with mean and standard deviation taken out; "
                 "add OPTIONS=normalize_images=true, or take PRESET=modern, which does so", source,
             )  # fmt: skip
 
-    def _start_from(self, run: Run) -> None:
+    def _start_from(self, folder: str) -> None:
         """Take over the weights of a run on the same data, classes and shapes; nothing else of it.
 
-        Other data are refused: what that run trained on may be what this one validates and calibrates with.
+        Other data are refused: what that run trained on may be what this one validates and calibrates with. Several
+        processes all get what the first one reads.
         """
+        source = None
+        if self.is_writer:
+            run = Run(folder)
+            source = run.config, run.load_checkpoint(), run.pretraining_notes()
+            del source[1]["optimizer"]  # as large as the weights, and stays behind
+        config, state, self.pretraining_notes = parallel.from_writer(source, self.share)
+        what = f"initial_weights={folder}"
         now, then = (
-            {key: value for key, value in config.data_options.items() if key not in _NOT_SPLIT}
-            | {"protocol": config.protocol}
-            for config in (self.config, run.config)
+            {key: value for key, value in one.data_options.items() if key not in _NOT_SPLIT}
+            | {"protocol": one.protocol}
+            for one in (self.config, config)
         )
         if now != then:
             raise ValueError(
-                f"initial_weights={run.folder} was trained on {then}, this run on {now}; images that it trained on could "
+                f"{what} was trained on {then}, this run on {now}; images that it trained on could "
                 "calibrate this one, so both need the same protocol, split and source of images"
             )
-        state = run.load_checkpoint()
         if state["class_ids"] != list(self.data.class_ids):
             raise ValueError(
-                f"initial_weights={run.folder} was trained on other classes ({len(state['class_ids'])}) than the data "
+                f"{what} was trained on other classes ({len(state['class_ids'])}) than the data "
                 f"hold ({len(self.data.class_ids)})"
             )
+        # One tree's paths tell which images are the same; those of two trees do not.
+        is_other_tree = _resolved(config.data) != _resolved(self.config.data)
+        compare_validation(
+            state, self.data, what=what, root=self.config.data, is_other_tree=is_other_tree
+        )
         try:
             self.model.load_state_dict(state["averaged"] or state["model"])
         except RuntimeError as error:
             raise ValueError(
-                f"initial_weights={run.folder} holds another network or head than this run: {error}"
+                f"{what} holds another network or head than this run: {error}"
             ) from error
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -205,7 +226,8 @@ class Trainer:
             "random": torch.get_rng_state(),
             "num_classes": len(self.data.class_ids),
             "class_ids": list(self.data.class_ids),
-            "images_sha256": self.fingerprint,
+            **self.fingerprints,
+            PRETRAINING_NOTES: self.pretraining_notes,
             "head_scale": getattr(head, "scale", None),
         }
 
@@ -257,6 +279,8 @@ class Trainer:
         """
         file = self.folder / LAST
         state = read_checkpoint(file) if self.is_writer and file.is_file() else None
+        if state is not None and PRETRAINING_NOTES not in state:  # of an earlier release
+            state[PRETRAINING_NOTES] = self.config.pretraining_notes
         state = parallel.from_writer(state, self.share)
         if state is None:
             return False
@@ -266,7 +290,7 @@ class Trainer:
                 f"({len(self.data.class_ids)}); use another NAME= or the former data"
             )
         # Checkpoints of earlier releases do not know their data.
-        if state.get("images_sha256", self.fingerprint) != self.fingerprint:
+        if state.get(IMAGES, self.fingerprints[IMAGES]) != self.fingerprints[IMAGES]:
             raise ValueError(
                 f"{file} was trained or validated on other images than {self.config.data or 'the data'} now holds; "
                 "use another NAME= or the former data"
@@ -279,6 +303,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.progress = Progress(**state["progress"])
+        self.pretraining_notes = state[PRETRAINING_NOTES]
         torch.set_rng_state(state["random"])
         return True
 
@@ -287,7 +312,8 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the last epoch and return the last row of the history.
 
-        Ctrl-C is honoured between two steps: the checkpoint then holds all of the last step and nothing of the next.
+        Ctrl-C is honoured between two steps: the checkpoint then holds all of the last step and nothing of the next. After the
+        last step the epoch is finished first.
 
         Raises:
             TrainingDiverged: the loss, a weight or a validation figure is not finite, or the accuracy stays that of a
@@ -305,6 +331,9 @@ class Trainer:
                 self._train_epoch(writer)
                 row = self._validate()
                 self._finish_epoch(row, writer)
+        # The steps look at it; nothing else would tell of one that came in the last validation.
+        if parallel.is_set_anywhere(self.interrupt.requested, self.device, self.share):
+            raise KeyboardInterrupt
         return self.progress.history[-1] if self.progress.history else {}
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -426,9 +455,22 @@ class Trainer:
     def _diverged(self, what: str) -> TrainingDiverged:
         return TrainingDiverged(
             f"{self.config.loss}: {what} in epoch {self.progress.epoch + 1}, at or before step {self.progress.step}; "
-            f"the last sound checkpoint is {self.folder / LAST}. Try a smaller learning_rate, max_gradient_norm=5, "
-            "margin_warmup_epochs=5 or detach_radial=true (OPTIONS=...)"
+            f"the last sound checkpoint is {self.folder / LAST}. Try {' or '.join(self._ways_out())} (OPTIONS=...)"
         )
+
+    def _ways_out(self) -> list[str]:
+        """Options against a divergence that this run's loss takes and the run does not have yet."""
+        spec, loss = self.criterion.spec, self.config.loss
+        ways = ["a smaller learning_rate"]
+        if self.config.training.max_gradient_norm is None:
+            ways.append("max_gradient_norm=5")
+        if applies("margin_warmup_epochs", loss) and not self.criterion.margin_warmup_epochs:
+            ways.append("margin_warmup_epochs=5")
+        # A constant radius, and a margin on the logit itself, have no radial path.
+        is_radial = spec.head != "hard" and not isinstance(spec.margin, LogitMargin)
+        if applies("detach_radial", loss) and is_radial and not self.criterion.detach_radial:
+            ways.append("detach_radial=true")
+        return ways
 
     def _finish_epoch(self, row: dict[str, Any], writer: SummaryWriter | None) -> None:
         progress = self.progress
@@ -477,18 +519,8 @@ class Trainer:
             )
 
 
-def _fingerprint(data: ProtocolData) -> str:
-    """Digest of what is trained and validated on: which samples, of which classes, in which order; not where they lie.
-
-    Of characters every pixel counts, of photographs the names alone: to read them all again would take as long as an epoch.
-    """
-    digest = hashlib.sha256()
-    for split in (data.train, data.validation):
-        for values in (split.sample_ids, split.groups):
-            digest.update("\n".join(values.tolist()).encode() + b"\0")
-        if isinstance(split.images, Tensor):
-            digest.update(split.images.contiguous().cpu().numpy())
-    return digest.hexdigest()
+def _resolved(root: str | None) -> Path | None:
+    return None if root is None else Path(root).resolve()
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def score_test(
         "rule": rule or ("strict" if run.config.as_published else "inclusive"),
         "notes": [
             *data.notes,
-            *run.config.pretraining_notes,
+            *run.pretraining_notes(which),
             *run.unfinished(),
             *left_out(data.test, scored),
         ],

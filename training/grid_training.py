@@ -25,6 +25,7 @@ from training.choices import GRID_RUNS, RESULTS
 from training.data import MissingClasses
 from training.engine import TrainingDiverged
 from training.evaluation import score_test, write_report
+from training.fingerprints import require_former_validation
 from training.grid import Cell, class_counts
 from training.grid_rows import (
     CELL_FILE,
@@ -272,12 +273,14 @@ def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
 
     Raises:
         TrainingDiverged: a score is not finite.
+        ValueError: the validation part is no longer the one that the run was trained beside.
     """
     scored = score_test(run, device=device, show_progress=show_progress)
     _check_finite(scored, "test")
     rule = write_report(run)["rule"]
     names = list(scored.scores)
     data = run.protocol_data(("train", "validation") if need_fitting(names) else ("validation",))
+    require_former_validation(run, data)
     validation = score_split(
         scoring_classifier(run, data, names, device=device, show_progress=show_progress),
         data.validation,

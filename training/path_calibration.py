@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from openset.artifact import CALIBRATION, BrokenArtifact, load_artifact, weights_digest
 from openset.calibration import ScoreSet, load_score_sets, save_score_sets
 from training.artifact_folder import locked, recover
+from training.fingerprints import require_former_validation
 from training.runs import Run, require_same_classes
 from training.scoring import left_out, require_device, score_split
 
@@ -26,8 +27,8 @@ def calibrate(run: Run, *, device: str, precision: str, compiled: bool = False) 
 
     Raises:
         BrokenArtifact: the run has not been exported.
-        ValueError: no such device here, the data no longer hold the calibration samples or the same classes, or the artifact
-            was exported anew while it was scored.
+        ValueError: no such device here, the data no longer hold the calibration samples, the same classes or the run's
+            validation part, or the artifact was exported anew while it was scored.
     """
     recover(run.artifact)
     classifier = load_artifact(
@@ -40,6 +41,7 @@ def calibrate(run: Run, *, device: str, precision: str, compiled: bool = False) 
     wanted = next(iter(score_sets.values())).sample_ids
     data = run.protocol_data(("validation",))
     require_same_classes(classifier.card.class_ids, data, what=run.artifact)
+    require_former_validation(run, data, which=classifier.card.training.get("checkpoint", "last"))
     position = {sample: index for index, sample in enumerate(data.validation.sample_ids)}
     if missing := [sample for sample in wanted if sample not in position]:
         raise ValueError(

@@ -32,6 +32,7 @@ from training.recommendations import RECOMMENDED, recommendation
 
 CONFIG = "config.json"
 HISTORY = "history.json"
+PRETRAINING_NOTES = "pretraining_notes"  # of a checkpoint
 
 # Mean and standard deviation of pixels in [0, 1]: the ImageNet training set's, and round numbers for characters.
 CHANNEL_STATISTICS = {"RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "L": ((0.5,), (0.5,))}
@@ -130,12 +131,19 @@ class TrainConfig:
 
     @property
     def pretraining_notes(self) -> list[str]:
-        """What a reader of any result must be told of weights from a file, also those of a run that this one started from."""
+        """What a reader of any result must be told of weights from a file, also those of a run that this one starts from.
+
+        As far as can be told from what is here now; a checkpoint holds what could be told when its training began.
+        """
         if self.initial_weights is None:
             return []
         source = Path(self.initial_weights)
         if not is_weights_file(source):
-            return Run(source).config.pretraining_notes if (source / CONFIG).is_file() else []
+            if (source / CONFIG).is_file():
+                return Run(source).pretraining_notes()
+            return [
+                f"started from {source}, which is not here; whether pretrained weights are behind it is not known"
+            ]
         return [
             f"the backbone started from the weights in {source.name}; classes that count as unknown "
             "here may have been among those it was trained on"
@@ -209,15 +217,18 @@ class TrainConfig:
         torch.manual_seed(self.seed)
         feature_dim = self.feature_dim(num_classes)
         network = build_network(self.network, feature_dim=feature_dim, **self.network_options)
-        head, criterion = build_loss(
+        return network, *self.head_and_criterion(num_classes)
+
+    def head_and_criterion(self, num_classes: int) -> tuple[Head, Any]:
+        """Fresh head and criterion for C classes."""
+        return build_loss(
             self.loss,
             num_classes=num_classes,
-            feature_dim=feature_dim,
+            feature_dim=self.feature_dim(num_classes),
             scale=self.loss_options["scale"],
             as_published=self.as_published,
             **self.criterion_options,
         )
-        return network, head, criterion
 
     def feature_dim(self, num_classes: int) -> int:
         """D: as configured, a number or "C-1", "C", "C+1", "4C"; 0 is "C", the thesis' choice.
@@ -348,12 +359,19 @@ def _image_cache(cache: Path | str | None, device: str) -> str | None:
 class Run:
     """The folder of a finished or unfinished run.
 
+    Args:
+        folder: where it lies.
+        config: of the run, for a process that does not see the folder; None reads it there.
+
     Raises:
         FileNotFoundError: the folder holds no configuration.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, config: TrainConfig | None = None) -> None:
         self.folder = Path(folder)
+        if config is not None:
+            self.config = config
+            return
         file = self.folder / CONFIG
         if not file.is_file():
             raise FileNotFoundError(
@@ -405,6 +423,19 @@ class Run:
         """Epochs that a checkpoint has behind it."""
         return int(self.load_checkpoint(which)["progress"]["epoch"])
 
+    def pretraining_notes(self, which: str = "last") -> list[str]:
+        """What a reader of any result must be told of weights from a file, as a checkpoint holds it since training began.
+
+        Where it does not, as those of earlier releases, the runs that are here now are asked.
+        """
+        if self.config.initial_weights is None:
+            return []
+        try:
+            stored: list[str] | None = self.load_checkpoint(which).get(PRETRAINING_NOTES)
+        except (FileNotFoundError, ValueError):
+            stored = None
+        return self.config.pretraining_notes if stored is None else stored
+
     def unfinished(self) -> list[str]:
         """What a reader of any result must be told if the training stopped early; else nothing."""
         done = self.trained_epochs()
@@ -446,7 +477,7 @@ class Run:
                 "as_published": config.as_published,
                 "initial_weights": config.initial_weights,
                 "data": config.data_options,
-                "notes": [*data.notes, *config.pretraining_notes, *self.unfinished()],
+                "notes": [*data.notes, *self.pretraining_notes(which), *self.unfinished()],
             },
         )
 

@@ -65,7 +65,7 @@ def train(
         )
         with trainer.opened():
             trainer.run()
-    return Run(folder)
+    return Run(folder, None if is_writer() else config)
 
 
 def _tell_recommended(config: TrainConfig) -> None:

@@ -62,6 +62,20 @@ def test_diverged_arms_and_rates_out_of_reach_have_no_difference() -> None:
     assert found["c"]["0.01"] is None
 
 
+@pytest.mark.parametrize(
+    "lost", [{"diverged": "nan"}, {"ccr_at_fpr": {"softmax": {"unknown": {"0.01": None}}}}]
+)
+@pytest.mark.parametrize("arm", ["a", "b"])
+def test_seed_that_is_lost_takes_the_mean_with_it(arm: str, lost: dict[str, Any]) -> None:
+    """The seeds that are left are those in which an arm does well."""
+    rows = [row(name, seed, 0.5) for seed in (1, 2, 3) for name in ("a", "b", "c")]
+    assert found_of(rows)["b"]["0.01"]["mean"] == 0.5
+    rows = [one | lost if (one["arm"], one["seed"]) == (arm, 2) else one for one in rows]
+    found = found_of(rows)
+    assert found["b"]["0.01"] is None
+    assert (found["c"]["0.01"] is None) == (arm == "a")  # the baseline of both
+
+
 def test_what_both_arms_share_is_no_doubt_about_their_difference() -> None:
     alike = found_of([row("a", 1, 0.5, spread=0.3), row("b", 1, 0.6, spread=0.3)])
     low, high = alike["b"]["0.01"]["over_classes"]

@@ -142,6 +142,25 @@ def test_second_interrupt_does_not_wait(few: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
+def test_interrupt_in_the_last_validation_is_not_lost(
+    few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command with more runs to train would go on with the next one."""
+    config = config_for(epochs=1, name="run")
+    validate = engine.validate
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return validate(*arguments)
+
+    monkeypatch.setattr(engine, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, runs=tmp_path, data=few, show_progress=False)
+    assert Run(tmp_path / "run").trained_epochs() == 1
+    # Nothing is left to do, and nothing is done twice.
+    assert train(config, runs=tmp_path, data=few, show_progress=False).unfinished() == []
+
+
 def test_kill_between_the_two_checkpoints_of_an_epoch_loses_no_best_one(
     few: Any, tmp_path: Path
 ) -> None:
@@ -307,6 +326,35 @@ def test_non_finite_loss_stops_with_advice_and_keeps_the_sound_checkpoint(
     with pytest.raises(TrainingDiverged, match="smaller learning_rate"):
         trainer.run()
     assert (tmp_path / "run" / "last.pt").read_bytes() == sound
+
+
+_ANY, _MARGIN, _RADIAL = "max_gradient_norm=5", "margin_warmup_epochs=5", "detach_radial=true"
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes", "expected"),
+    [
+        ("arc_os", {}, {_ANY, _MARGIN, _RADIAL}),
+        ("cos_eos_sfn", {}, {_ANY, _MARGIN, _RADIAL}),
+        ("cos_eos_sfn", {"options": {"as_published": True}}, {_ANY, _MARGIN}),  # hard there
+        ("cos_eos", {}, {_ANY, _MARGIN}),
+        ("cos_eos", {"options": {"head": "soft"}}, {_ANY, _MARGIN, _RADIAL}),
+        ("sm_softmax", {}, {_ANY, _MARGIN}),
+        ("norm_os", {}, {_ANY}),
+        ("softmax", {"preset": "modern"}, set()),
+        ("arc_os", {"options": {"margin_warmup_epochs": 2, "detach_radial": True}}, {_ANY}),
+    ],
+)
+def test_advice_names_options_that_the_loss_takes_and_the_run_lacks(
+    few: Any, tmp_path: Path, loss: str, changes: dict[str, Any], expected: set[str]
+) -> None:
+    trainer = Trainer(config_for(loss, **changes), few, tmp_path, show_progress=False)
+    told = str(trainer._diverged("the loss is nan"))
+    assert "a smaller learning_rate" in told
+    assert {option for option in (_ANY, _MARGIN, _RADIAL) if option in told} == expected
+    for option in expected:  # and each of them is accepted
+        options = {**changes.get("options", {}), **dict([parse_option(option)])}
+        config_for(loss, **{**changes, "options": options}).build_model(10)
 
 
 @pytest.mark.parametrize(

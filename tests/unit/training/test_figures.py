@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
+from scipy.special import softmax
 
 from openset import metrics
 from openset.labels import NEGATIVE, UNKNOWN
@@ -45,8 +48,8 @@ def scored(feature_dim: int = 2, *, hard_scale: float | None = None) -> Scored:
     )
 
 
-def config(loss: str, protocol: str = "toy_vis") -> TrainConfig:
-    return make_config(protocol, loss, data="nowhere", device="cpu")
+def config(loss: str, protocol: str = "toy_vis", **options: Any) -> TrainConfig:
+    return make_config(protocol, loss, data="nowhere", device="cpu", options=options)
 
 
 def probability_curves(figure: Figure) -> dict[str, np.ndarray]:
@@ -92,9 +95,34 @@ def test_angle_histograms_are_densities_over_the_stated_bins() -> None:
     assert axes.get_ylim() == (0, 7)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "eos", "os"])
-def test_losses_with_free_centers_get_no_probability_curve(loss: str) -> None:
-    assert probability_curves(figures.draw_angles(scored(), config(loss))) == {}
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        *((name, {}) for name in ("softmax", "eos", "os", "sm_softmax", "bg")),
+        ("sfn_norm", {"as_published": True}),
+        ("sfn_cosface", {"unit_centers": False}),
+    ],
+)
+def test_heads_with_free_centers_get_no_probability_curve(
+    loss: str, options: dict[str, Any]
+) -> None:
+    assert probability_curves(figures.draw_angles(scored(), config(loss, **options))) == {}
+
+
+@pytest.mark.parametrize("loss", ["norm_bg", "cos_bg", "cos_bg_sfn"])
+def test_background_is_one_more_rival_of_a_probability_curve(loss: str) -> None:
+    """Against the softmax of a known at an angle to its center, all others and the background at a right angle."""
+    curves = probability_curves(figures.draw_angles(scored(hard_scale=13.0), config(loss)))
+    theta, probability = curves["P(θ)"].T
+    logits = np.zeros((len(theta), CLASSES + 1))
+    logits[:, 0] = 13 * np.cos(theta)
+    np.testing.assert_allclose(probability, softmax(logits, axis=1)[:, 0], rtol=1e-9)
+
+
+def test_drawing_leaves_the_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    figures.draw_angles(scored(), config("norm_os"))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_probability_curve_crosses_one_half_where_the_formula_says() -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 # A network without batch norm, of whose statistics each process sees a part. 64 samples in batches of 7: the shares of two
 # processes are uneven, in all and in knowns, and the last batch, of one sample, leaves one of them idle.
 PROGRAM = """
-import dataclasses, sys
+import dataclasses, os, sys
 from pathlib import Path
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ torch.set_num_threads(1)
 openset.networks.NETWORKS["lenet_plus_plus"] = Plain
 engine.LOG_EVERY = 2
 runs, loss, name, kill_at = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+initial_weights = sys.argv[5] or None
+if os.environ.get("RANK", "0") != "0":  # the others see no run of the first one's
+    runs, initial_weights = runs / "of-another-machine", initial_weights and "not-here"
 full = load_protocol("glyphs", size="small", cache_dir=runs / "cache")
 some = np.random.default_rng(0).permutation(len(full.train))[:64]
 few = dataclasses.replace(
@@ -58,16 +61,26 @@ def counted(self, *arguments):
     return step(self, *arguments)
 engine.Trainer._step = counted
 options = {"batch_size": 7, "learning_rate": 0.05, "ema_decay": 0.9, "max_gradient_norm": 1.0, "checkpoint_seconds": 0}
+options["initial_weights"] = initial_weights
 train(make_config("glyphs", loss, epochs=2, options=options, device="cpu", name=name), runs=runs, show_progress=False)
 """
 
 
-def start(processes: int, runs: Path, loss: str, name: str, kill_at: int = -1) -> int:
+def start(
+    processes: int,
+    runs: Path,
+    loss: str,
+    name: str,
+    *,
+    kill_at: int = -1,
+    initial_weights: str = "",
+) -> int:
     program = runs / "program.py"
     program.write_text(PROGRAM)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [
         sys.executable, *(launcher if processes > 1 else []), str(program), str(runs), loss, name, str(kill_at),
+        initial_weights,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=runs, env=environment, capture_output=True, check=False)
@@ -117,6 +130,16 @@ def test_two_processes_resume_together_at_the_last_checkpoint(runs: Path) -> Non
     assert (progress["epoch"], progress["step"]) == (1, 4)
     start(2, runs, "cos_os", "broken")
     assert largest_difference(runs, "two", "broken", "model") == 0.0
+
+
+def test_only_the_first_process_reads_the_run_that_they_start_from(runs: Path) -> None:
+    """Also of one that goes on, which the second process cannot see."""
+    start(1, runs, "cos_os", "from-one", initial_weights="one")
+    assert start(2, runs, "cos_os", "both-from-one", kill_at=5, initial_weights="one") != 0
+    start(2, runs, "cos_os", "both-from-one", initial_weights="one")
+    for key in ("model", "averaged"):
+        assert largest_difference(runs, "from-one", "both-from-one", key) < 1e-6
+        assert largest_difference(runs, "one", "both-from-one", key) > 1e-3
 
 
 def test_shares_are_all_of_a_batch_and_never_empty() -> None:

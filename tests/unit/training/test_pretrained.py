@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,14 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from openset.labels import NEGATIVE, UNKNOWN
 from openset.networks import build_network
-from tests.factories import begun_run
+from tests.factories import begun_run, character_data
+from training.checkpoints import read_checkpoint, write_checkpoint
+from training.engine import Trainer
+from training.evaluation import evaluate
 from training.pretrained import is_weights_file, load_backbone
-from training.runs import TrainConfig, make_config
+from training.runs import PRETRAINING_NOTES, Run, TrainConfig, make_config
 from training.train import main
 
 State = dict[str, Tensor]
@@ -124,10 +130,6 @@ def test_absent_file_and_other_networks_are_refused(
 def test_suffix_tells_a_file_from_a_run() -> None:
     assert is_weights_file("somewhere/resnet50-11ad3fa6.PTH")
     assert not is_weights_file("runs/p1-cos_os-thesis-s42-0.35")
-    config = make_config(
-        "folders", "softmax", device="cpu", options={"initial_weights": "runs/first"}
-    )
-    assert config.pretraining_notes == []
 
 
 def test_run_that_goes_on_from_a_pretrained_one_tells_too(tmp_path: Path) -> None:
@@ -139,3 +141,68 @@ def test_run_that_goes_on_from_a_pretrained_one_tells_too(tmp_path: Path) -> Non
     [note] = config_from(str(folder)).pretraining_notes
     assert note == first.pretraining_notes[0]
     assert "resnet50.pth" in note
+    [unknown] = config_from("runs/first").pretraining_notes
+    assert unknown.startswith("started from runs/first, which is not here")
+
+
+DATA = character_data(
+    train=(0, 1, NEGATIVE), validation=(0, NEGATIVE), test=(0, NEGATIVE, UNKNOWN), count=20
+)
+
+
+def second_of(tmp_path: Path) -> Trainer:
+    """A run that starts from one that started from a file."""
+    first = make_config("glyphs", "softmax", device="cpu", name="first")
+    begun_run(tmp_path / "first", first)
+    Trainer(first, DATA, tmp_path / "first", show_progress=False).save()
+    begun_run(tmp_path / "first", replace(first, initial_weights="elsewhere/resnet50.pth"))
+    forget_notes(tmp_path / "first")
+    second = replace(first, name="second", initial_weights=str(tmp_path / "first"))
+    begun_run(tmp_path / "second", second)
+    return Trainer(second, DATA, tmp_path / "second", show_progress=False)
+
+
+def forget_notes(folder: Path) -> None:
+    """As a checkpoint of an earlier release."""
+    state = read_checkpoint(folder / "last.pt")
+    del state[PRETRAINING_NOTES]
+    write_checkpoint(folder / "last.pt", state)
+
+
+def told_by(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Notes of the report and of the model card."""
+    monkeypatch.setattr(Run, "protocol_data", lambda self, parts=(): DATA)
+    run = Run(folder)
+    card = run.model_card(DATA, run.load_model()[1])
+    return [evaluate(run, show_progress=False)["notes"], card.training["notes"]]
+
+
+def test_run_tells_of_pretrained_weights_when_what_it_started_from_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = second_of(tmp_path)
+    trainer.save()
+    shutil.rmtree(tmp_path / "first")
+    for notes in told_by(trainer.folder, monkeypatch):
+        assert any("resnet50.pth" in note for note in notes)
+    resumed = Trainer(trainer.config, DATA, trainer.folder, show_progress=False)
+    assert resumed.resume()
+    resumed.save()
+    assert "resnet50.pth" in " ".join(Run(trainer.folder).pretraining_notes())
+
+
+def test_run_of_an_earlier_release_keeps_what_is_known_or_says_that_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = second_of(tmp_path)
+    trainer.save()
+    forget_notes(trainer.folder)
+    trainer.resume()
+    trainer.save()
+    assert "resnet50.pth" in read_checkpoint(trainer.folder / "last.pt")[PRETRAINING_NOTES][0]
+    forget_notes(trainer.folder)
+    shutil.rmtree(tmp_path / "first")
+    for notes in told_by(trainer.folder, monkeypatch):
+        assert any(
+            "whether pretrained weights are behind it is not known" in note for note in notes
+        )
