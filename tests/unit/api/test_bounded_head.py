@@ -32,7 +32,6 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 async def port() -> AsyncIterator[int]:
     config = uvicorn.Config(app, port=0, http=BoundedHead, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = asyncio.create_task(server._serve())
     while not server.started:
         await asyncio.sleep(0.01)

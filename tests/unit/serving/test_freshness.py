@@ -134,6 +134,7 @@ def test_serving_a_stale_archive_warns_first(
         ("artifact/model_card.json", b"{"),
         ("artifact/model_card.json", b"\xff"),
         ("artifact/model_card.json", json.dumps({"schema": 0}).encode()),
+        # Whole but for one field, which holds what no card of ours does.
         ("artifact/model_card.json", tiny_card(training=["a", "list"]).to_json().encode()),  # type: ignore[arg-type]
         ("last.pt", None),
         ("artifact/calibration.npz", None),
