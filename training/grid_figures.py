@@ -35,6 +35,7 @@ CAPTIONS = {
     "oscr-logit": "CCR against FPR, logit thresholds",
     "thresholds": "softmax against logit thresholds, on unknowns",
     "angles": "angles to the own (knowns) or nearest center, with the probability of an angle",
+    "angles-more": "angles of the models that the picture above does not show",
 }
 
 # What the thesis compares in one panel: on photographs (its figures 6.5 to 6.10, A.1 to A.3), and on characters besides.
@@ -98,7 +99,8 @@ def _without_digits(setting: Setting) -> tuple[object, ...]:
 def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) -> dict[str, str]:
     """Draw what scores and summaries allow; file names relative to the report, by key.
 
-    A picture made elsewhere stays as it is where it shows a model that cannot be drawn here; it names its models.
+    A picture made elsewhere stays as it is where it shows a model that cannot be drawn here; it names its models. Angles that
+    it does not show are drawn beside it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, str] = {}
@@ -130,6 +132,18 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
                 for entry in sound[:_MAX_ANGLE_PANELS]
             }
             keep(f"{name}-angles", partial(draw_angles, setting, sound), of_angles)
+            shown = _models_in(folder / f"{name}-angles.png")
+            of_more = {
+                model.run: entry
+                for entry in sound
+                if (model := _with_angles(entry)) and not shown & {one.run for one in entry.sound}
+            }
+            if of_more:
+                more = list(of_more.values())
+                is_here = dict.fromkeys(of_more, True)
+                keep(f"{name}-angles-more", partial(draw_angles, setting, more), is_here)
+            else:
+                (folder / f"{name}-angles-more.png").unlink(missing_ok=True)
             if protocol == "toy_vis":
                 for entry in sound:
                     is_here = {entry.sound[0].run: _has_scores(entry)}

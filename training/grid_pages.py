@@ -108,6 +108,7 @@ def _sections(
                 f"All with `{others[0].shared_text}`." if others[0].shared else "",
                 "CCR against **unknowns**, softmax scores.",
                 grid_tables.setting_table(others),
+                grid_tables.missing_note(setting, others),
                 grid_tables.precision_note(others),
                 grid_tables.counts_note(others),
             ]
@@ -159,14 +160,15 @@ def _thesis_table(published: Setting, entries: Sequence[Entry]) -> list[str]:
 
 def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
     rule = (
-        "Reproduced: an interval of ours, over seeds or over classes, meets the published value with its spread, and "
-        "both are narrower than that spread. Beyond: neither meets it. "
+        "Reproduced: our mean over seeds lies within the published value's spread. Beyond: our interval over seeds does not meet "
+        "that spread. Undecided: the mean lies outside, and one seed alone was run or the interval over seeds meets the spread. "
+        "The interval over classes has no say here: the author's models and ours are tested on the same classes, so that it "
+        "tells how a figure may move with other classes and not whether it was reproduced. "
     ) + grid_tables.spread_note(setting.protocol)
     return [
         "### Outside the published spread",
         grid_tables.verdict_summary(setting.protocol, entries),
         rule,
-        grid_tables.spread_summary(setting.protocol, entries),
         grid_tables.deviation_table(setting, entries),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from training.grid import all_classes, default_epochs, ranked_losses
@@ -25,6 +26,7 @@ from training.published import (
 
 HEADINGS = {"0.001": "CCR@1e-3", "0.01": "CCR@1e-2", "0.1": "CCR@1e-1", ACCURACY: "Acc"}
 _PASSING_SHOWN = 6
+_MIN_COMPARED = 3  # with fewer losses, a setting is a trial of these
 _BENCHMARKS = {False: ("softmax",), True: ("softmax", "eos", "os")}
 
 # Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
@@ -139,8 +141,10 @@ def command(setting: Setting, losses: str, *, seeds: int = 1, options: str = "")
     elif not setting.as_published:
         options = f"as_published=false {options}".strip()
     options = " ".join([options, *(option_text(*pair) for pair in setting.data_options)]).strip()
-    if setting.protocol != "glyphs":
-        parts.append("DATA=$DATA")
+    if get_protocol(setting.protocol).kind == "characters":
+        parts += ["DATA=$DATA"] * (setting.protocol != "glyphs")
+    else:
+        parts.append("DATA=/imagenet")
     if options:
         parts.append(f'OPTIONS="{options}"' if " " in options else f"OPTIONS={options}")
     return f"`{' '.join(parts)}`"
@@ -222,28 +226,38 @@ def setting_table(
     return table(["loss", "seeds", *HEADINGS.values()], lines)
 
 
+def missing_note(setting: Setting, entries: Sequence[Entry]) -> str:
+    """The losses that were not run in a setting where several were, with the command that trains them; else empty."""
+    run = {entry.loss for entry in entries}
+    missing = [loss for loss in ranked_losses(setting.protocol) if loss not in run]
+    if len(run) < _MIN_COMPARED or not missing:
+        return ""
+    names = ", ".join(f"`{loss}`" for loss in missing)
+    return f"Not run here: {names}. {command(setting, ','.join(missing), options=entries[0].shared_text)} runs them."
+
+
 REPRODUCED, BEYOND, UNDECIDED = "reproduced", "beyond", "undecided"
 
 
 def verdict(entry: Entry, column: str) -> str | None:
     """Our figure against the published one with the spread of a run; None where one of them is missing.
 
+    The interval over classes has no say: the author's models and ours are tested on the same classes.
+
     Returns:
-        ``BEYOND`` where the published value with its spread meets neither of our intervals (without any interval: our value);
-        ``UNDECIDED`` where it meets one that is wider than the spread, or nothing but a value is there; else ``REPRODUCED``.
+        ``REPRODUCED`` where our mean lies within the published value's spread; ``BEYOND`` where our interval over seeds does not
+        meet that spread; ``UNDECIDED`` where the mean lies outside, and that interval meets the spread or one seed was run.
     """
     theirs = published_interval(entry.setting.protocol, entry.loss, column)
     mean = entry.mean(column)
     if theirs is None or mean is None:
         return None
-    ours = [
-        span for span in (entry.over_seeds(column), entry.over_classes(column)) if span is not None
-    ]
-    spans = ours or [(mean, mean)]
-    if all(span[1] < theirs[0] or span[0] > theirs[1] for span in spans):
+    if theirs[0] <= mean <= theirs[1]:
+        return REPRODUCED
+    ours = entry.over_seeds(column)
+    if ours is not None and (ours[1] < theirs[0] or ours[0] > theirs[1]):
         return BEYOND
-    widest = max(span[1] - span[0] for span in spans)
-    return UNDECIDED if not ours or widest > theirs[1] - theirs[0] else REPRODUCED
+    return UNDECIDED
 
 
 def verdicts(entries: Sequence[Entry]) -> list[tuple[Entry, str, str]]:
@@ -258,22 +272,12 @@ def verdicts(entries: Sequence[Entry]) -> list[tuple[Entry, str, str]]:
 
 
 def outside_published(entries: Sequence[Entry]) -> list[tuple[Entry, str, str]]:
-    """Entry, column and verdict where our mean is not within the published value's spread; all that lies beyond is there."""
-    found = []
-    for entry, column, kind in verdicts(entries):
-        theirs, mean = (
-            published_interval(entry.setting.protocol, entry.loss, column),
-            entry.mean(column),
-        )
-        assert theirs is not None  # else there is no verdict
-        assert mean is not None
-        if kind == BEYOND or not theirs[0] <= mean <= theirs[1]:
-            found.append((entry, column, kind))
-    return found
+    """Entry, column and verdict where our mean is not within the published value's spread."""
+    return [found for found in verdicts(entries) if found[2] != REPRODUCED]
 
 
 def verdict_summary(protocol: str, entries: Sequence[Entry]) -> str:
-    """How much of the published table was run, and how it compares."""
+    """How much of the published table was run, how it compares, and what lies outside."""
     # A row may stand in several comparisons.
     published = {loss for _, losses in comparisons(protocol) for loss in losses}
     run = [loss for loss in published if plain_entry(entries, loss) is not None]
@@ -281,29 +285,15 @@ def verdict_summary(protocol: str, entries: Sequence[Entry]) -> str:
     text = f"{len(run)} of {len(published)} published rows were run"
     if not found:
         return text + "; no figure can be compared yet."
-    return (
-        f"{text}; of {len(found)} figures that can be compared {found.count(REPRODUCED)} are reproduced, "
-        f"{found.count(BEYOND)} lie beyond, {found.count(UNDECIDED)} are undecided "
-        "(our interval is wider than the published spread)."
-    )
-
-
-def spread_summary(protocol: str, entries: Sequence[Entry]) -> str:
-    """How many means lie within the published values' spread, whatever our own intervals are, and which do not.
-
-    Empty where nothing can be compared.
-    """
-    compared = verdicts(entries)
     outside = [
         f"`{entry.loss}` {HEADINGS[column]} (thesis {number(published_value(protocol, entry.loss, column))} "
         f"{interval_text(published_interval(protocol, entry.loss, column))}, ours {number(entry.mean(column))})"
         for entry, column, _ in outside_published(entries)
     ]
-    if not compared:
-        return ""
     return (
-        f"By point estimates, {len(compared) - len(outside)} of {len(compared)} lie within the published spread"
-        + (f"; outside: {', '.join(outside)}." if outside else ".")
+        f"{text}; of {len(found)} figures that can be compared {found.count(REPRODUCED)} are reproduced, "
+        f"{found.count(BEYOND)} lie beyond, {found.count(UNDECIDED)} are undecided"
+        + (f". Outside the published spread: {', '.join(outside)}." if outside else ".")
     )
 
 
@@ -523,11 +513,16 @@ def missed_table(pairs: Sequence[tuple[Entry, Entry]]) -> str:
 
 
 def other_digits_table(entries: Sequence[Entry]) -> str:
-    """What models keep of digits of the source that they were not trained with, beside their own, at the same thresholds."""
+    """What models keep of digits of the source that they were not trained with, beside their own, at the same thresholds.
+
+    Of the seeds that were tested so; they are named.
+    """
     lines = []
-    for entry in entries:
-        if not all((OTHER_DIGITS_GROUP, "softmax") in model.rows for model in entry.models):
+    for whole in entries:
+        tested = [one for one in whole.models if (OTHER_DIGITS_GROUP, "softmax") in one.rows]
+        if not tested:
             continue
+        entry = replace(whole, models=tested)
         cells = []
         for column in COLUMNS:
             change = difference(entry, entry, column, groups=("unknowns", OTHER_DIGITS_GROUP))
@@ -536,8 +531,10 @@ def other_digits_table(entries: Sequence[Entry]) -> str:
                 figure_text(entry, column, group=OTHER_DIGITS_GROUP),
                 difference_text(change),
             ]
-        lines.append([name_text(entry), *cells])
-    headings = ["loss"]
+        lines.append(
+            [name_text(entry), ", ".join(str(one.columns["seed"]) for one in tested), *cells]
+        )
+    headings = ["loss", "seed"]
     for column in COLUMNS:
         headings += [f"{HEADINGS[column]} own", "other", "difference"]
     return table(headings, lines) if lines else ""
