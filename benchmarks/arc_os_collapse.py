@@ -1,7 +1,7 @@
 """Does the margin of Arc-OS shrink the magnitudes of knowns under P1's numbers, and which cure stops it?
 
-``python benchmarks/arc_os_collapse.py [--steps N] [--json FILE]``. A small multilayer network on overlapping Gaussian
-clusters stands in for ResNet-50 on photographs; the numbers of the loss are P1's: C = K = 116 knowns, 67 negative
+``python benchmarks/arc_os_collapse.py [--noise X] [--seeds N ...] [--json FILE]``. A small multilayer network on overlapping
+Gaussian clusters stands in for ResNet-50 on photographs; the numbers of the loss are P1's: C = K = 116 knowns, 67 negative
 clusters, N / N_k = 1.6, s = xi = 17, lambda = .01, margin .5, SGD as in the thesis preset, with P1's steps per epoch to count by.
 A simulation: it shows the mechanism, not what the photographs do.
 """
@@ -107,31 +107,39 @@ def train_arm(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train every arm, print the last measurement of each, write all to JSON."""
+    """Train every arm with every seed, print the last measurement of each, write all to JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=P1_STEPS_PER_EPOCH)
-    parser.add_argument("--noise", type=float, default=0.25)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=0.25,
+        help="how far clusters overlap, so how hard the task is",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
-    print(f"{'arm':32} {'accuracy':>9} {'|known|':>9} {'|negative|':>11}   (aim of |known|: 17)")
-    measured = {}
-    for name in arguments.arms:
-        loss, options = ARMS[name]
-        measured[name] = train_arm(
-            loss, options, steps=arguments.steps, noise=arguments.noise, seed=arguments.seed,
-            measure_every=max(1, arguments.steps // 10),
-        )  # fmt: skip
-        last = measured[name][-1]
-        print(
-            f"{name:32} {last['accuracy']:9.4f} {last['known_magnitude']:9.2f} {last['negative_magnitude']:11.2f}",
-            flush=True,
-        )
+    print(
+        f"{'arm':32} {'seed':>4} {'accuracy':>9} {'|known|':>9} {'|negative|':>11}   (aim of |known|: 17)"
+    )
+    measured: dict[str, dict[int, list[dict[str, float]]]] = {}
+    for seed in arguments.seeds:
+        for name in arguments.arms:
+            loss, options = ARMS[name]
+            rows = train_arm(
+                loss, options, steps=arguments.steps, noise=arguments.noise, seed=seed,
+                measure_every=max(1, arguments.steps // 10),
+            )  # fmt: skip
+            measured.setdefault(name, {})[seed] = rows
+            print(
+                f"{name:32} {seed:4} {rows[-1]['accuracy']:9.4f} {rows[-1]['known_magnitude']:9.2f} "
+                f"{rows[-1]['negative_magnitude']:11.2f}",
+                flush=True,
+            )
     if arguments.json:
         content = {
-            "steps": arguments.steps, "noise": arguments.noise, "seed": arguments.seed, "torch": torch.__version__,
-            "arms": measured,
+            "steps": arguments.steps, "noise": arguments.noise, "torch": torch.__version__, "arms": measured,
         }  # fmt: skip
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0
