@@ -54,6 +54,7 @@ _MORE_PANELS_OF_CHARACTERS = {
 _COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINES = ("-", "--", "-", "-.", ":", "--", "-.")
 _DPI = 120
+_LETTERS_AN_INCH = 12  # of a title
 _MAX_ANGLE_PANELS = 24
 _DIGIT_COLUMNS = 4
 _MIN_STYLE_ROWS = 3
@@ -432,7 +433,8 @@ def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
         _draw_angles_of(axes, entry, entry.label)
     for axes in grid[len(chosen) :]:
         axes.set_axis_off()
-    figure.supxlabel("angle to the own (knowns) or nearest center", fontsize=8)
+    for axes in grid[max(0, len(chosen) - columns) : len(chosen)]:  # nothing stands below these
+        axes.set_xlabel("angle to the own (knowns)\nor nearest center", fontsize=8)
     _angle_legend(figure, grid[: len(chosen)])
     _set_title(figure, setting.title)
     return figure
@@ -483,4 +485,5 @@ def copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str,
 
 
 def _set_title(figure: Figure, title: str) -> None:
-    figure.suptitle(textwrap.fill(title, 110), fontsize=9)
+    letters = min(110, int(_LETTERS_AN_INCH * figure.get_figwidth()))
+    figure.suptitle(textwrap.fill(title, letters), fontsize=9)
