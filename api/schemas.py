@@ -33,7 +33,7 @@ class AppliedCalibration(Closed):
     fpr: float
     fpr_upper_bound: float
     confidence: float
-    source: str
+    source: str = Field(description='of the calibration; "request" for a target of its own')
 
 
 class PredictAnswer(Closed):

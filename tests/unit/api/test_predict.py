@@ -83,6 +83,8 @@ async def test_own_target_applies_to_this_request_only(
     after = (await gateway.post("/predict", content=image_bytes(), headers=PNG)).json()
     assert own["calibration"]["id"] is None
     assert own["calibration"]["fpr"] == 0.2
+    sources = [answer["calibration"]["source"] for answer in (before, own, after)]
+    assert sources == ["factory", "request", "factory"]
     model = read_archive(archive)
     expected = model.operating_point(next(iter(model.score_sets)), "softmax", 0.2, 0.95)
     assert own["tau"] == expected.tau < before["tau"] == after["tau"]
