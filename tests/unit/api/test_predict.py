@@ -90,6 +90,20 @@ async def test_own_target_applies_to_this_request_only(
     assert own["tau"] == expected.tau < before["tau"] == after["tau"]
 
 
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+async def test_own_target_is_refused_where_the_operator_says_so(
+    start_gateway: Any, stub: StubTorchServe, path: str
+) -> None:
+    gateway = await start_gateway(request_fpr="refuse")
+    image = {"images" if path.endswith("batch") else "image": image_bytes()}
+    refused = await gateway.post(f"{path}?fpr=0.2", files=image)
+    assert refused.status_code == 403
+    assert refused.json()["type"] == "/problems/own-target-refused"
+    assert "OPENSET_REQUEST_FPR" in refused.json()["detail"]
+    assert not stub.requests
+    assert (await gateway.post(f"{path}?top_k=1", files=image)).status_code == 200
+
+
 async def test_top_k_and_angles(gateway: httpx.AsyncClient) -> None:
     body = (
         await gateway.post("/predict?top_k=2&angles=all", content=image_bytes(), headers=PNG)
