@@ -64,7 +64,10 @@ def read_archive(file: Path) -> ServedModel:
             score_sets = load_score_sets(archive.read("calibration.npz"))
             with archive.open("weights.safetensors") as weights:
                 sha256 = hashlib.file_digest(weights, "sha256").hexdigest()  # type: ignore[arg-type]  # a readable is enough
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
+    except (MemoryError, ValueError):  # the first says nothing about the file, the second enough
+        raise
+    except Exception as error:
+        # Damaged bytes: zipfile and what decompresses for it raise a dozen kinds.
         raise ValueError(
             f"{file} is not an archive of this product: {error}; make it with: make archive RUN=<run>"
         ) from error

@@ -21,6 +21,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "incomplete-body": (400, "Incomplete body"),
     "missing-key": (401, "API key missing or unknown"),
     "key-not-allowed": (403, "API key lacks the scope"),
+    "own-target-refused": (403, "No target of a request's own"),
     "foreign-origin": (403, "Page of another site"),
     "not-found": (404, "Not found"),
     "method-not-allowed": (405, "Method not allowed"),

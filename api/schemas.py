@@ -33,7 +33,7 @@ class AppliedCalibration(Closed):
     fpr: float
     fpr_upper_bound: float
     confidence: float
-    source: str
+    source: str = Field(description='of the calibration; "request" for a target of its own')
 
 
 class PredictAnswer(Closed):
@@ -141,7 +141,7 @@ class CalibrationsAnswer(Closed):
 
 
 class CurvePoint(Closed):
-    """FPR and CCR on the calibration data at one tau, with a 95 % band of the FPR."""
+    """FPR and CCR on the calibration data at one tau, with a 95 % interval of the FPR at this tau alone."""
 
     tau: float
     fpr: float
@@ -151,7 +151,7 @@ class CurvePoint(Closed):
 
 
 class CurveAnswer(Closed):
-    """FPR, CCR and band against tau."""
+    """FPR with its interval, and CCR, against tau."""
 
     path: str
     score_type: str

@@ -364,7 +364,7 @@ class Service:
             return Applied(calibration.point, calibration.id, calibration.source)
         current = await self.current(path)
         point = self.choose(path, wish.fpr, current.point.score_type, current.point.confidence)
-        return Applied(point, None, "factory")
+        return Applied(point, None, _OWN_TARGET)
 
     def _check_echo(self, answer: HandlerAnswer, point: OperatingPoint, name: str) -> None:
         """The model server must have applied what was sent, on the path the threshold was made for."""

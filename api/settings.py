@@ -44,6 +44,7 @@ class Settings(BaseSettings):
             while forms are taken apart.
         ready_seconds: a prediction this recent proves readiness without a canary.
         api_keys: none leaves the gateway open.
+        request_fpr: whether a prediction may ask for a rate of its own, "allow" or "refuse".
         allowed_hosts: names beside localhost under which a browser may change the threshold while there are no keys.
         log_level: of the JSON log.
     """
@@ -65,6 +66,7 @@ class Settings(BaseSettings):
     max_bytes_in_flight: int = Field(default=192 * 1024 * 1024, gt=0)
     ready_seconds: float = Field(default=5.0, ge=0)
     api_keys: tuple[ApiKey, ...] = ()
+    request_fpr: Literal["allow", "refuse"] = "allow"
     allowed_hosts: tuple[str, ...] = ()
     log_level: str = "INFO"
 

@@ -66,7 +66,7 @@ def main() -> int:
         sys.exit(
             f"{arguments.folder} holds no photographs; expected <wnid>_<anything>{EXTENSIONS[0]}"
         )
-    with httpx.Client(base_url=arguments.url, timeout=60) as client:
+    with httpx.Client(base_url=arguments.url, timeout=60, trust_env=False) as client:
         card = client.get("/model").json()["card"]
         rows = [judge(client, files, card["class_ids"], fpr) for fpr in arguments.fpr]
     print("| fpr | known, right label | known, another label | known, unknown | foreign, unknown |")

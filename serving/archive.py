@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 from openset.model_card import ModelCard
-from serving.freshness import why_artifact_is_stale
+from serving.freshness import advice, why_artifact_is_stale
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_STORE = Path("model_store")
@@ -103,10 +103,11 @@ def main(argv: list[str] | None = None) -> int:
         if name is None:
             name = ModelCard.from_json((arguments.artifact / "model_card.json").read_text()).name
         file = build_archive(arguments.artifact, name, arguments.out)
-        stale = why_artifact_is_stale(arguments.artifact, name)
     except (CannotArchive, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    artifact = arguments.artifact
+    stale = advice(artifact, lambda: why_artifact_is_stale(artifact, name))
     if stale is not None:
         print(f"warning: {stale}", file=sys.stderr)
     print(f"archived: {file} ({file.stat().st_size / 1e6:.1f} MB; next: make serve MODEL={name})")

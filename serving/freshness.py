@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from openset.model_card import ModelCard
@@ -13,6 +14,19 @@ from openset.model_card import ModelCard
 RUNS = Path("runs")
 CARD = "model_card.json"
 CALIBRATION = "calibration.npz"
+
+
+def advice(about: Path, why_stale: Callable[[], str | None]) -> str | None:
+    """The answer to one of the questions below, or a line that it cannot be told; advice stops nothing.
+
+    Args:
+        about: the artifact or archive in question.
+        why_stale: asks; may raise whatever a run's folder causes, since cards hold any JSON and files are another user's.
+    """
+    try:
+        return why_stale()
+    except Exception as error:
+        return f"whether {about} is older than its run cannot be told: {error}"
 
 
 def trained_since_export(run: Path, card: ModelCard) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from serving.archive import MODEL_STORE
 from serving.configuration import ServingSettings, device_defaults
-from serving.freshness import why_archive_is_stale
+from serving.freshness import advice, why_archive_is_stale
 from serving.supervisor import Supervisor
 from serving.torchserve import TorchServeFailed
 
@@ -88,11 +88,9 @@ def settings_from(arguments: argparse.Namespace, run_dir: Path) -> ServingSettin
 
 
 def tell_if_stale(settings: ServingSettings) -> None:
-    """Warn where the run holds something newer than the archive; it is served all the same, whatever lies in the run's folder."""
-    try:
-        stale = why_archive_is_stale(settings.archive)
-    except (ValueError, OSError, TypeError, AttributeError) as error:  # cards may hold any JSON
-        stale = f"whether {settings.archive} is older than its run cannot be told: {error}"
+    """Warn where the run holds something newer than the archive; it is served all the same."""
+    archive = settings.archive
+    stale = advice(archive, lambda: why_archive_is_stale(archive))
     if stale is not None:
         logger.warning("warning: %s", stale)
 

@@ -14,7 +14,13 @@ import aiohttp
 from PIL import Image
 
 from serving.configuration import ServingSettings
-from serving.torchserve import ManagementClient, NoPlaceInQueue, TorchServe, TorchServeFailed
+from serving.torchserve import (
+    STATUS,
+    ManagementClient,
+    NoPlaceInQueue,
+    TorchServe,
+    TorchServeFailed,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +181,7 @@ class Supervisor:
 
     def _write_status(self, state: str, **facts: Any) -> None:
         """For people, and for the container's health check."""
-        file = self.settings.run_dir / "status.json"
+        file = self.settings.run_dir / STATUS
         partial = file.with_suffix(".partial")
         content = {
             "state": state,

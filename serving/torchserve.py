@@ -29,6 +29,8 @@ from serving.configuration import LOG4J2, ServingSettings, config_properties, mo
 _PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 15.0
 _LOCK = "lock"
+_MARK = "openset-serve's stack\n"  # in the lock; a training's run folder has an empty one of the same name
+STATUS = "status.json"
 _CLEARED = ("ts", "admin", "tmp", "conf")  # folders of the run folder, empty at every start
 
 
@@ -81,15 +83,26 @@ def require_tools(settings: ServingSettings) -> None:
         )
 
 
+def _is_ours(run_dir: Path) -> bool:
+    """Whether an instance ran there: by its lock, or, where that was cleaned away or is an earlier release's, by its status."""
+    with contextlib.suppress(OSError, ValueError):
+        if (run_dir / _LOCK).read_text() == _MARK:
+            return True
+    with contextlib.suppress(OSError, ValueError):
+        status = json.loads((run_dir / STATUS).read_text())
+        return isinstance(status, dict) and "healed" in status
+    return False
+
+
 def _require_ours(run_dir: Path) -> None:
-    """Nothing is cleared that no instance has written: where one ever ran there is its lock file.
+    """Nothing is cleared that no instance has written.
 
     Sockets are an instance's too: in containers ``ts`` outlives the rest of the run folder.
 
     Raises:
         TorchServeFailed: a folder with contents where ours would be.
     """
-    if (run_dir / _LOCK).exists():
+    if _is_ours(run_dir):
         return
     for name in _CLEARED:
         path = run_dir / name
@@ -178,7 +191,7 @@ class TorchServe:
         """Two instances would clear each other's folders; the lock ends with this process, however that ends."""
         self.settings.run_dir.mkdir(parents=True, exist_ok=True)
         _require_ours(self.settings.run_dir)
-        lock = (self.settings.run_dir / _LOCK).open("w")
+        lock = (self.settings.run_dir / _LOCK).open("a")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -186,6 +199,9 @@ class TorchServe:
             raise TorchServeFailed(
                 f"another instance runs in {self.settings.run_dir}; choose another --run-dir"
             ) from None
+        lock.truncate(0)
+        lock.write(_MARK)
+        lock.flush()
         self._lock = lock
 
     def _prepare(self) -> Path:

@@ -43,7 +43,7 @@ async def predict(arguments: argparse.Namespace) -> int:
         paths = lines_of(sys.stdin)
     else:
         try:
-            found = list(files_under(Path(arguments.source)))
+            found = files_under(Path(arguments.source))
         except OSError as error:
             print(
                 f"error: {error.filename} cannot be listed ({error.strerror}); nothing was asked",

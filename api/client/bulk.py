@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -81,8 +81,10 @@ def _refusal(url: str, status: int, body: bytes) -> str:
     return f"{url} answered {status}: {body[:300].decode(errors='replace')}{hint}"
 
 
-def files_under(folder: Path) -> Iterator[str]:
+def files_under(folder: Path) -> list[str]:
     """Paths of all images below a folder, sorted; links are followed, and no folder is entered twice.
+
+    One inside it is listed by its own path, whatever links lead there.
 
     Raises:
         OSError: a folder cannot be listed; without its images the result would look whole.
@@ -91,17 +93,22 @@ def files_under(folder: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise error
 
+    found: list[str] = []
     entered: set[tuple[int, int]] = set()
-    for directory, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        facts = os.stat(directory)
-        if (facts.st_dev, facts.st_ino) in entered:  # a link to a folder above it, say
-            folders.clear()
-            continue
-        entered.add((facts.st_dev, facts.st_ino))
-        folders.sort()
-        for name in sorted(names):
-            if name.lower().endswith(SUFFIXES):
-                yield os.path.join(directory, name)
+    roots = [os.fspath(folder)]
+    for root in roots:  # links wait behind the folders that are no links
+        for directory, folders, names in os.walk(root, onerror=refuse):
+            facts = os.stat(directory)
+            if (facts.st_dev, facts.st_ino) in entered:  # a link to a folder above it, say
+                folders.clear()
+                continue
+            entered.add((facts.st_dev, facts.st_ino))
+            folders.sort()
+            roots += filter(os.path.islink, (os.path.join(directory, name) for name in folders))
+            found += (
+                os.path.join(directory, name) for name in names if name.lower().endswith(SUFFIXES)
+            )
+    return sorted(found)
 
 
 async def lines_of(stream: TextIO) -> AsyncIterator[str]:

@@ -185,7 +185,10 @@ async def activate_calibration(
 async def calibration_curve(
     service: ServiceDep, score: Score = None, points: Annotated[int, Query(ge=2, le=1000)] = 100
 ) -> CurveAnswer:
-    """FPR, CCR and the FPR's 95 % band against tau, on the calibration data."""
+    """FPR with a 95 % interval at each tau singly, and CCR, on the calibration data.
+
+    To set a threshold use POST /calibrate, whose confidence covers the choice.
+    """
     path = await service.serving_path()
     score_type = score or service.model.card.default_score
     service.choose(path, 0.5, score_type, 0.5)  # refuses an uncalibrated path and an unknown score

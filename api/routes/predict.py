@@ -44,7 +44,7 @@ class DirectRoute(APIRoute):
 router = APIRouter(
     tags=["predict"],
     route_class=DirectRoute,
-    responses=problems_of_route(*KEYS, *UPLOAD, *POINT, "not-found"),
+    responses=problems_of_route(*KEYS, *UPLOAD, *POINT, "own-target-refused", "not-found"),
 )
 
 
@@ -60,6 +60,12 @@ def _wish(request: Request, service: Service) -> Wish:
         raise Problem(
             "not-found",
             f"this gateway serves {service.settings.model_name!r}, not {wish.model[:100]!r}",
+        )
+    if wish.fpr is not None and service.settings.request_fpr == "refuse":
+        raise Problem(
+            "own-target-refused",
+            "this gateway decides by its own operating point alone (OPENSET_REQUEST_FPR=refuse), got fpr; leave fpr out, or "
+            "have the operating point changed: POST /calibrate?fpr=<rate>",
         )
     return wish
 

@@ -37,6 +37,11 @@ def test_uploads_in_flight_fit_the_gateways_memory() -> None:
     assert COPIES * budget + PROGRAM_BYTES <= 1024 * MIB
 
 
+def test_own_targets_of_requests_are_a_setting_of_the_containers_too() -> None:
+    given = default_of(service("gateway")["environment"]["OPENSET_REQUEST_FPR"])
+    assert given == Settings.model_fields["request_fpr"].default
+
+
 def test_both_containers_know_the_same_deadline() -> None:
     deadlines = {service(n)["environment"]["OPENSET_DEADLINE_S"] for n in ("gateway", "torchserve")}
     assert {float(default_of(text)) for text in deadlines} == {

@@ -132,7 +132,7 @@ def test_overload_is_refused_with_a_time_to_come_back_and_the_rest_is_answered(
     async def run() -> tuple[Any, list[httpx.Response]]:
         capacity = (await closed_loop(target, bodies, connections=8, seconds=1.5)).rate
         # A burst beyond all places; asked beside the load, by a client that shows the headers.
-        async with httpx.AsyncClient(base_url=target.url, timeout=60) as beside:
+        async with httpx.AsyncClient(base_url=target.url, timeout=60, trust_env=False) as beside:
             burst = asyncio.gather(
                 *(
                     beside.post("/predict", content=bodies[0], headers=target.headers)

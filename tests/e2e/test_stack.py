@@ -52,7 +52,9 @@ class Stack:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=log, stderr=log, env=environment
             )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False
+        )
         self.wait_for_text("ready: ")
 
     def wait_for_text(self, text: str, seconds: float = 600) -> None:
@@ -145,7 +147,9 @@ def clients_of_every_gateway_process(stack: Stack, processes: int) -> list[httpx
     """Clients with an open connection each, until every process of the gateway holds one of them."""
     clients: list[httpx.Client] = []
     for _ in range(100):
-        client = httpx.Client(base_url=f"http://127.0.0.1:{stack.port}", timeout=60)
+        client = httpx.Client(
+            base_url=f"http://127.0.0.1:{stack.port}", timeout=60, trust_env=False
+        )
         client.get("/livez").raise_for_status()
         clients.append(client)
         holders = {
@@ -173,7 +177,7 @@ def test_calibrate_is_seen_by_every_gateway_process_at_once(stack: Stack) -> Non
 def test_concurrent_requests_with_bad_images_among_them(stack: Stack) -> None:
     async def run() -> list[int]:
         async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{stack.port}", timeout=60
+            base_url=f"http://127.0.0.1:{stack.port}", timeout=60, trust_env=False
         ) as client:
             bad = image_bytes(format="JPEG")[:300]
             bodies = [bad if number % 4 == 3 else image_bytes() for number in range(32)]

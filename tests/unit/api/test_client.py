@@ -284,7 +284,7 @@ def test_folder_that_cannot_be_listed_is_an_error_and_not_left_out(
 
     monkeypatch.setattr(os, "scandir", failing)
     with pytest.raises(PermissionError):
-        list(files_under(tmp_path))
+        files_under(tmp_path)
 
 
 def test_links_to_folders_are_followed_and_their_circles_are_not(tmp_path: Path) -> None:
@@ -294,7 +294,17 @@ def test_links_to_folders_are_followed_and_their_circles_are_not(tmp_path: Path)
     (elsewhere / "a.png").write_bytes(b"x")
     (folder / "link").symlink_to(elsewhere)
     (folder / "again").symlink_to(folder)
-    assert list(files_under(folder)) == [str(folder / "link" / "a.png")]
+    assert files_under(folder) == [str(folder / "link" / "a.png")]
+
+
+@pytest.mark.parametrize("link", ["a", "z", "m/a", "m/z"])
+def test_folder_with_a_link_to_it_keeps_its_own_path(tmp_path: Path, link: str) -> None:
+    """The link sorts before the folder or after it."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "1.png").write_bytes(b"x")
+    (tmp_path / "m1.png").write_bytes(b"x")
+    (tmp_path / link).symlink_to(tmp_path / "m")
+    assert files_under(tmp_path) == [str(tmp_path / "m" / "1.png"), str(tmp_path / "m1.png")]
 
 
 async def test_file_name_that_is_not_utf8_has_its_row_and_is_not_asked_twice(

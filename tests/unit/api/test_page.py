@@ -91,15 +91,37 @@ def test_no_answer_is_a_problem_and_the_former_answer_goes(tmp_path: Path) -> No
     assert ">first<" not in shown
 
 
-def test_key_is_asked_for_once_and_sent_with_every_question(tmp_path: Path) -> None:
-    refusal = 'setTimeout(() => answer(new Response("{}", {status: 401})), 200)'
-    refuse = RECORD.replace("new Promise(() => {})", f"new Promise(answer => {refusal})")
-    field = '$("with-key")'
-    shows = f'document.body.dataset.sent += " " + getComputedStyle({field}).display'
-    use = f'$("key").value = "secret", {field}.requestSubmit()'
-    shown = shown_after(
-        f"{shows}; setTimeout(() => {{ {shows}; {use} }}, 500)", tmp_path, fetch=refuse
-    )
+def refusing(status: int, slug: str) -> str:
+    """A gateway that refuses every question."""
+    answer = f"""new Response('{{"type": "/problems/{slug}"}}', {{status: {status}}})"""
+    refusal = f"setTimeout(() => answer({answer}), 200)"
+    return RECORD.replace("new Promise(() => {})", f"new Promise(answer => {refusal})")
+
+
+BLOCKED = """
+Object.defineProperty(window, "sessionStorage", {get() { throw new DOMException("blocked", "SecurityError"); }});
+"""
+FIELD = '$("with-key")'
+SHOWS = f'document.body.dataset.sent += " " + getComputedStyle({FIELD}).display'
+
+
+@pytest.mark.parametrize(
+    ("status", "slug", "storage"),
+    [(401, "missing-key", ""), (403, "key-not-allowed", ""), (401, "missing-key", BLOCKED)],
+    ids=["no key", "key without the scope", "site data blocked"],
+)
+def test_key_is_asked_for_once_and_sent_with_every_question(
+    tmp_path: Path, status: int, slug: str, storage: str
+) -> None:
+    use = f'$("key").value = "secret", {FIELD}.requestSubmit()'
+    script = f"{SHOWS}; setTimeout(() => {{ {SHOWS}; {use} }}, 500)"
+    shown = shown_after(script, tmp_path, fetch=storage + refusing(status, slug))
     asked, _, with_key = shown.partition("/model undefined")[2].partition("/model Bearer secret")
     assert asked.split() == ["none", "flex"]  # the field is there once it is wanted
     assert "undefined" not in with_key
+
+
+def test_no_key_is_asked_for_where_none_would_help(tmp_path: Path) -> None:
+    script = f"setTimeout(() => {{ {SHOWS} }}, 500)"
+    shown = shown_after(script, tmp_path, fetch=refusing(403, "foreign-origin"))
+    assert "/model undefined none" in shown

@@ -83,9 +83,25 @@ async def test_own_target_applies_to_this_request_only(
     after = (await gateway.post("/predict", content=image_bytes(), headers=PNG)).json()
     assert own["calibration"]["id"] is None
     assert own["calibration"]["fpr"] == 0.2
+    sources = [answer["calibration"]["source"] for answer in (before, own, after)]
+    assert sources == ["factory", "request", "factory"]
     model = read_archive(archive)
     expected = model.operating_point(next(iter(model.score_sets)), "softmax", 0.2, 0.95)
     assert own["tau"] == expected.tau < before["tau"] == after["tau"]
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+async def test_own_target_is_refused_where_the_operator_says_so(
+    start_gateway: Any, stub: StubTorchServe, path: str
+) -> None:
+    gateway = await start_gateway(request_fpr="refuse")
+    image = {"images" if path.endswith("batch") else "image": image_bytes()}
+    refused = await gateway.post(f"{path}?fpr=0.2", files=image)
+    assert refused.status_code == 403
+    assert refused.json()["type"] == "/problems/own-target-refused"
+    assert "OPENSET_REQUEST_FPR" in refused.json()["detail"]
+    assert not stub.requests
+    assert (await gateway.post(f"{path}?top_k=1", files=image)).status_code == 200
 
 
 async def test_top_k_and_angles(gateway: httpx.AsyncClient) -> None:

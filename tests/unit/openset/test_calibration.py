@@ -243,6 +243,16 @@ def with_broken_array_headers(content: bytes) -> bytes:
     return stream.getvalue()
 
 
+def with_huge_arrays(content: bytes) -> bytes:
+    """Each header of an array of scores claims more values than any memory holds, and the checksums are right."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w") as new:
+        for name in old.namelist():
+            huge = old.read(name).replace(b"(2000,), }         ", b"(2000000000000,), }")
+            new.writestr(name, huge)
+    return stream.getvalue()
+
+
 _FLAGS_AND_METHOD = b"\0\0\x08\0"
 
 
@@ -251,10 +261,11 @@ _FLAGS_AND_METHOD = b"\0\0\x08\0"
     [
         (with_a_broken_stream, "invalid block type"),
         (with_broken_array_headers, "TokenError"),
+        (with_huge_arrays, "its header says 8000000000128"),
         (lambda content: content.replace(_FLAGS_AND_METHOD, b"\1\0\x08\0"), "encrypted"),
         (lambda content: content.replace(_FLAGS_AND_METHOD, b"\0\0\x61\0"), "compression method"),
     ],
-    ids=["stream", "array header", "flags", "method"],
+    ids=["stream", "array header", "array size", "flags", "method"],
 )
 def test_every_damage_to_a_score_file_is_a_value_error(
     tmp_path: Path, damage: Callable[[bytes], bytes], said: str

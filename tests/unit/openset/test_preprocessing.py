@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, ImageOps
 from torchvision import transforms
 
 import openset.preprocessing
-from openset.preprocessing import Preprocessing, UnreadableImage
+from openset.preprocessing import MAX_EXIF_BYTES, Preprocessing, UnreadableImage
 from tests.factories import grey_image, image_bytes
 from tests.hostile_images import png_chunk
 
@@ -60,8 +60,10 @@ def test_exif_orientation_is_applied() -> None:
 
 def as_text(exif: bytes) -> bytes:
     """The chunk that ImageMagick writes."""
-    lines = f"Raw profile type exif\0\nexif\n{len(exif):8}\n{exif.hex()}\n"
-    return png_chunk(b"tEXt", lines.encode())
+    digits = exif.hex()
+    lines = [digits[at : at + 72] for at in range(0, len(digits), 72)]
+    text = "\n".join(["", "exif", f"{len(exif):8}", *lines, ""])
+    return png_chunk(b"tEXt", b"Raw profile type exif\0" + text.encode())
 
 
 @pytest.mark.parametrize("at", [33, -12], ids=["before the pixels", "behind them"])
@@ -181,6 +183,22 @@ def test_more_exif_data_than_a_camera_writes_is_refused_before_it_is_read(
         UnreadableImage, match=r"^the image has more than 65536 bytes of EXIF data$"
     ):
         COLOR.decode(data[:at] + chunk + data[at:])
+
+
+@pytest.mark.parametrize("size", [MAX_EXIF_BYTES, MAX_EXIF_BYTES + 1])
+@pytest.mark.parametrize("form", ["chunk", "text"])
+def test_bound_of_exif_data_counts_its_bytes_in_either_form(form: str, size: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = exif.tobytes().ljust(size, b"\0")
+    chunk = as_text(content) if form == "text" else png_chunk(b"eXIf", content[6:])
+    data = encoded(color_image(40, 20))
+    data = data[:33] + chunk + data[33:]
+    if size > MAX_EXIF_BYTES:
+        with pytest.raises(UnreadableImage, match="65536 bytes of EXIF data"):
+            COLOR.decode(data)
+    else:
+        assert COLOR.decode(data).size == (20, 40)
 
 
 @pytest.mark.parametrize("step", ["open", "load", "exif_transpose"])

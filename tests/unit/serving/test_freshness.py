@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from serving import archive as archive_module
 from serving import serve, stack
+from serving.configuration import ServingSettings
 from serving.freshness import why_archive_is_stale
 from tests.factories import tiny_card
 from tests.stub_torchserve import small_archive
@@ -103,6 +105,20 @@ def test_make_archive_warns_in_one_line_and_packs_all_the_same(
     assert "make export RUN=" in line
 
 
+def test_make_archive_packs_also_where_the_checkpoint_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = exported(tmp_path / "dogs")
+    monkeypatch.setattr(
+        archive_module, "build_archive", lambda artifact, *_: artifact / "calibration.npz"
+    )
+    refuse_to_open(monkeypatch, tmp_path / "dogs" / "last.pt")
+    assert archive_module.main(["--artifact", str(artifact), "--name", "dogs"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(f"warning: whether {artifact} is older than its run cannot be told")
+    assert said.out.startswith("archived: ")
+
+
 @pytest.mark.parametrize(("module", "runner"), [(serve, "serve"), (stack, "run_stack")])
 def test_serving_a_stale_archive_warns_first(
     tmp_path: Path,
@@ -136,10 +152,11 @@ def test_serving_a_stale_archive_warns_first(
         ("artifact/model_card.json", json.dumps({"schema": 0}).encode()),
         # Whole but for one field, which holds what no card of ours does.
         ("artifact/model_card.json", tiny_card(training=["a", "list"]).to_json().encode()),  # type: ignore[arg-type]
+        ("artifact/model_card.json", b"[" * 100_000),
         ("last.pt", None),
         ("artifact/calibration.npz", None),
     ],
-    ids=["not JSON", "not text", "other schema", "other types", "checkpoint", "scores"],
+    ids=["not JSON", "not text", "other schema", "other types", "too deep", "checkpoint", "scores"],
 )
 @pytest.mark.parametrize(("module", "runner"), [(serve, "serve"), (stack, "run_stack")])
 def test_run_that_cannot_be_read_stops_no_archive_from_being_served(
@@ -169,6 +186,15 @@ def test_run_that_cannot_be_read_stops_no_archive_from_being_served(
     assert module.main(["--model", "dogs"]) == 0
     [record] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "whether model_store/dogs.mar is older than its run cannot be told" in record.message
+
+
+def test_damaged_archive_stops_no_advice(packed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    method = rb"(PK\x01\x02.{6}).."  # of each member, in the directory
+    packed.write_bytes(re.sub(method, b"\\1\xff\xff", packed.read_bytes(), flags=re.DOTALL))
+    folder = packed.parent
+    serve.tell_if_stale(ServingSettings(model="dogs", model_store=folder, run_dir=folder / "run"))
+    [record] = caplog.records
+    assert f"whether {packed} is older than its run cannot be told" in record.message
 
 
 def refuse_to_open(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:

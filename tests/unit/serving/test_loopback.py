@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -52,3 +53,16 @@ def test_health_check_of_the_gateways_container_asks_without_the_proxy(port: int
     assert found is not None
     _, *arguments = json.loads(found.group(1).replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
     subprocess.run([sys.executable, *arguments], check=True)
+
+
+@pytest.mark.parametrize("folder", ["tests/e2e", "benchmarks"])
+def test_clients_of_a_stack_on_this_machine_ask_without_the_proxy(folder: str) -> None:
+    calls = [
+        call
+        for file in (ROOT / folder).rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text()))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) in ("httpx.Client", "httpx.AsyncClient")
+    ]
+    assert calls
+    assert not [text for text in map(ast.unparse, calls) if "trust_env=False" not in text]

@@ -12,6 +12,7 @@ import pytest
 
 from serving.configuration import ServingSettings, device_defaults
 from serving.serve import add_serving_arguments, settings_from
+from serving.supervisor import Supervisor
 from serving.torchserve import TorchServe, TorchServeFailed, require_tools
 
 
@@ -69,6 +70,39 @@ async def test_folder_that_holds_what_no_instance_wrote_is_refused_and_stays(
             await TorchServe(made).start()
     assert file.read_text() == "mine"
     assert not (made.run_dir / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("lock", ""), ("lock", "4711\n"), ("status.json", '{"state": "ready"}'), ("status.json", "3")],
+)
+async def test_lock_or_status_of_another_program_does_not_make_a_folder_ours(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    """A training's run folder has an empty file called lock."""
+    made = settings(tmp_path)
+    (made.run_dir / "conf").mkdir(parents=True)
+    (made.run_dir / "conf" / "mine").touch()
+    (made.run_dir / name).write_text(content)
+    with pytest.raises(TorchServeFailed, match=r"would be deleted.*--run-dir"):
+        await TorchServe(made).start()
+    assert (made.run_dir / name).read_text() == content
+
+
+@pytest.mark.parametrize("lock", [None, ""], ids=["cleaned away", "of an earlier release"])
+def test_folder_whose_status_an_instance_wrote_is_taken_again(
+    tmp_path: Path, lock: str | None
+) -> None:
+    made = settings(tmp_path)
+    (made.run_dir / "conf").mkdir(parents=True)
+    (made.run_dir / "conf" / "config.properties").touch()
+    Supervisor(made)._write_status("stopped")
+    if lock is not None:
+        (made.run_dir / "lock").write_text(lock)
+    server = TorchServe(made)
+    server._lock_run_folder()
+    assert server._lock is not None
+    server._lock.close()
 
 
 def test_fresh_folder_with_a_shared_folder_for_the_socket_is_taken(
