@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -219,7 +220,7 @@ class TorchServe:
         try:
             with zipfile.ZipFile(settings.archive) as archive:
                 archive.extractall(model)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
             raise TorchServeFailed(
                 f"{settings.archive} is damaged ({error}); make it again with make archive"
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import socket
 import stat
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,21 @@ def test_workers_and_batch_follow_the_device_unless_given(
     assert (given.workers, given.batch_size) == (3, 5)
     with pytest.raises(ValueError, match="workers must be at least 1"):
         parsed(tmp_path, "--workers", "0")
+
+
+@pytest.mark.parametrize("damage", ["no zip", "method", "contents"])
+def test_damaged_archive_is_named_before_java_starts(tmp_path: Path, damage: str) -> None:
+    made = settings(tmp_path)
+    with zipfile.ZipFile(made.archive, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", "{}" * 100)
+    data = bytearray(made.archive.read_bytes())
+    directory = int.from_bytes(data[-6:-2], "little")
+    if damage == "no zip":
+        data = bytearray(b"nothing")
+    elif damage == "method":
+        data[8] = data[directory + 10] = 0x7F  # of the file and in the directory
+    else:
+        data[51:60] = b"\xff" * 9  # behind the name
+    made.archive.write_bytes(data)
+    with pytest.raises(TorchServeFailed, match=r"is damaged .*; make it again with make archive"):
+        TorchServe(made)._prepare()
