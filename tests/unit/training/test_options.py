@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 
 from training.losses import LOSSES, build_loss
@@ -86,11 +89,46 @@ def test_option_of_other_data_is_refused_and_not_left_without_effect(
         ("cosine_margin", "0,35", "number"),
         ("learning_rate", True, "number"),
         ("batch_size", 32.5, "whole number"),
+        ("cosine_margin", math.nan, "number"),
+        ("learning_rate", -math.inf, "number"),
+        ("scale", True, "number or thesis, margin_aware, adacos, adacos_dynamic"),
+        ("scale", "Thesis", "number or thesis, margin_aware, adacos, adacos_dynamic"),
+        ("scale", math.inf, "number or thesis, margin_aware, adacos, adacos_dynamic"),
+        ("magnitude_weight", True, "number or above_bound"),
+        ("magnitude_weight", None, "number or above_bound"),
+        ("feature_dim", True, "whole number or C-1, C, C+1, 4C"),
+        ("feature_dim", 11.0, "whole number or C-1, C, C+1, 4C"),
+        ("activation", 1, "prelu or none"),
+        ("activation", "relu", "prelu or none"),
+        ("digits", None, "mnist or emnist"),
+        ("ema_decay", "none", "number or null"),
+        ("initial_weights", 5, "folder of a finished run, or file of ResNet-50 weights"),
+        ("scores", 5, "names, comma-separated, or all"),
+        ("scores", [5], "names, comma-separated, or all"),
+        ("image_size", True, "whole number (pixels)"),
+        ("image_size", 64.5, "whole number (pixels)"),
+        ("image_size", "64px", "whole number (pixels)"),
     ],
 )
 def test_value_of_another_type_is_refused(name: str, value: object, expected: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be {expected}, got {value!r}$"):
-        make_config("toy", "cos_os", options={name: value}, device="cpu")
+    protocol = "p2" if name == "image_size" else "toy"
+    told = re.escape(f"{name} must be {expected}, got {value!r}")
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        make_config(protocol, "cos_os", options={name: value}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scale", 17), ("scale", "adacos"), ("magnitude_weight", "above_bound"), ("feature_dim", 0), ("feature_dim", "C+1"),
+        ("ema_decay", None), ("initial_weights", None), ("initial_weights", "runs/one"), ("scores", None),
+        ("scores", "softmax,energy"), ("scores", ["softmax", "energy"]),
+    ],
+)  # fmt: skip
+def test_number_word_null_or_names_are_taken_where_they_mean_something(
+    name: str, value: object
+) -> None:
+    assert make_config("toy", "cos_os", options={name: value}, device="cpu")
 
 
 def test_options_that_mean_nothing_for_a_loss_are_refused() -> None:

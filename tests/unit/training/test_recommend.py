@@ -307,9 +307,8 @@ def test_feature_dimension_may_follow_the_classes(wish: Any, expected: int) -> N
 
 @pytest.mark.parametrize("wish", ["2C", -3, 1.5])
 def test_other_feature_dimensions_are_refused(wish: Any) -> None:
-    config = make_config("toy", "cos_eos", device="cpu", options={"feature_dim": wish})
     with pytest.raises(ValueError, match="feature_dim must be"):
-        config.build_model(12)
+        make_config("toy", "cos_eos", device="cpu", options={"feature_dim": wish}).build_model(12)
 
 
 def test_scores_stay_out_of_a_runs_name() -> None:
