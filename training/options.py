@@ -136,7 +136,8 @@ def options_of(
     chosen: dict[str, Any] = {}
     if loss == RECOMMENDED:
         choice = recommendation(protocol)
-        loss, preset, chosen = choice.loss, preset or choice.preset, dict(choice.options)
+        loss, preset = choice.loss, preset or choice.preset
+        chosen = {**choice.options, "scores": ",".join(choice.scores)}
     preset = preset or "thesis"
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")

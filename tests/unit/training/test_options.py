@@ -168,4 +168,7 @@ def test_presets_and_recommendation_set_the_defaults_that_are_listed() -> None:
         line for line in listing("toy", "eos", "modern").splitlines() if "batch_size" in line
     )
     assert parse_option("size=small") == ("size", "small")
-    assert listing("glyphs", "recommended")
+    for protocol in PROTOCOLS:
+        scores = make_config(protocol, "recommended", device="cpu").scores
+        assert defaults(protocol, "recommended", "run")["scores"] == ",".join(scores or [])
+    assert re.search(r"scores .* default softmax$", listing("folders", "recommended"), re.MULTILINE)
