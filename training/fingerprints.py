@@ -89,6 +89,8 @@ def compare_validation(
 ) -> None:
     """Refuse validation images other than a checkpoint's, or warn where the protocol's split makes that harmless.
 
+    Photographs of another tree that have the names and classes of the checkpoint's are taken with a warning.
+
     Args:
         state: of the checkpoint.
         data: what is to validate; with the training part, which earlier releases did not tell apart.
@@ -110,9 +112,15 @@ def compare_validation(
             what,
         )
         return
-    if found == expected:
-        return
     here = root or "the data"
+    if found == expected:
+        if is_other_tree and not isinstance(data.validation.images, Tensor):
+            logger.warning(
+                "%s was trained on photographs that lay elsewhere. Those in %s have the same names and classes, and more is not "
+                "compared: if they are other pictures, what validates and calibrates here may have been trained on there",
+                what, here,
+            )  # fmt: skip
+        return
     if data.name in _SPLIT_APART and not is_other_tree:
         logger.warning(
             "%s was trained and validated on other images than %s now holds: %s",
