@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 
+from openset.labels import NEGATIVE
 from training.losses import LOSSES, build_loss
 from training.losses.scales import MARGIN_AWARE
 from training.options import listing, options_of
 from training.protocols import PROTOCOLS
-from training.runs import make_config
+from training.runs import TrainConfig, make_config
 from training.train import main, parse_option
 
 
@@ -134,6 +137,15 @@ def test_number_word_null_or_names_are_taken_where_they_mean_something(
 def test_options_that_mean_nothing_for_a_loss_are_refused() -> None:
     with pytest.raises(ValueError, match="has no option cce_mean"):
         make_config("toy", "cosface", options={"cce_mean": "known"}, device="cpu")
+
+
+def test_run_of_an_earlier_release_with_such_an_option_is_still_built() -> None:
+    config = make_config("toy", "cosface", device="cpu")
+    former = replace(config, loss_options={**config.loss_options, "cce_mean": "known"})
+    head, criterion = TrainConfig.from_json(former.to_json()).head_and_criterion(10)
+    _, without = config.head_and_criterion(10)
+    output, labels = head(torch.randn(4, 10)), torch.tensor([0, 3, NEGATIVE, 9])
+    assert criterion(output, labels) == without(output, labels)
 
 
 def test_unknown_option_is_refused_before_any_data_with_all_that_there_are() -> None:
