@@ -46,15 +46,19 @@ def fingerprint(*parts: Split) -> str:
     return digest.hexdigest()
 
 
-def fingerprints(data: ProtocolData) -> dict[str, str]:
+def fingerprints(data: ProtocolData, calibration: Split) -> dict[str, str]:
     """What a checkpoint says of its images.
 
     Those that validate are told apart because they calibrate: where they are the same, none of them was trained on, though a
     run may have been trained on a part of the images only.
+
+    Args:
+        data: with the images that train and validate.
+        calibration: all that may calibrate; those that validate, or more.
     """
     return {
         IMAGES: fingerprint(data.train, data.validation),
-        VALIDATION: fingerprint(data.validation),
+        VALIDATION: fingerprint(calibration),
     }
 
 

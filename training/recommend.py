@@ -137,7 +137,13 @@ def judge(
         shown, judges = hide_negatives(
             replace(data_of_all, train=at_most(data_of_all.train, per_class))
         )
-        run = train(config, runs=runs, show_progress=False, data=shown)
+        run = train(
+            config,
+            runs=runs,
+            show_progress=False,
+            data=shown,
+            calibration=data_of_all.validation,
+        )
         classifier = scoring_classifier(
             run, shown, ALL_SCORES, device=config.device, show_progress=False
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +13,18 @@ import pytest
 
 from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
-from tests.factories import FOREIGN_DEG, KNOWN_DEG, scored_at
+from tests.factories import FOREIGN_DEG, KNOWN_DEG, begun_run, scored_at
 from training import cures, recommend
 from training.arms import CANDIDATES, CURES, candidates
 from training.data import ProtocolData, Split, at_most, load_protocol, split_validation
 from training.decoded import CachedImages, DecodedImages
-from training.engine import TrainingDiverged
+from training.engine import Trainer, TrainingDiverged
+from training.fingerprints import require_former_validation
 from training.losses import LOSSES
 from training.presets import PRESETS
 from training.protocols import PROTOCOLS
 from training.recommendations import RECOMMENDATIONS
-from training.runs import TrainConfig, make_config
+from training.runs import Run, TrainConfig, make_config
 from training.train import build_parser
 
 ROOT = Path(__file__).parents[3]
@@ -199,6 +201,40 @@ def test_judging_reads_photographs_from_the_cache(
         CANDIDATES[:1], protocol="glyphs", epochs=1, seeds=[1], data=None, options={}, runs=tmp_path
     )
     assert asked == [True]
+
+
+def test_candidate_can_be_exported_with_the_whole_validation_part_none_of_which_it_trained_on(
+    glyphs: ProtocolData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    trainers = []
+
+    def trainer_saves(config: TrainConfig, *, runs: Path, data: ProtocolData, **more: Any) -> Run:
+        begun_run(runs / config.name, config)
+        trainers.append(Trainer(config, data, runs / config.name, **more))
+        trainers[-1].save()
+        return Run(runs / config.name)
+
+    monkeypatch.setattr("training.runs.load_protocol", lambda *_, **__: glyphs)
+    monkeypatch.setattr(recommend, "train", trainer_saves)
+    [arm] = [arm for arm in CANDIDATES if arm.name == "cos_eos, thesis"]
+    [row] = recommend.judge(
+        [arm], protocol="glyphs", epochs=1, seeds=[1], data=None, options={}, runs=tmp_path
+    )
+    [trainer] = trainers
+    assert not set(trainer.data.train.sample_ids) & set(glyphs.validation.sample_ids)
+    assert len(trainer.data.validation) < len(glyphs.validation)
+    # Nor did an image that calibrates the best checkpoint choose it.
+    halves = split_validation(glyphs.validation.groups, verify_share=0.0, best=True)
+    calibrating = set(glyphs.validation.sample_ids[halves.calibration])
+    assert len(trainer.validation) > 0
+    assert not set(trainer.validation.sample_ids) & calibrating
+    # Of a protocol whose split changes with the number of images, other ones would be refused.
+    monkeypatch.setattr("training.fingerprints._SPLIT_APART", {})
+    require_former_validation(Run(tmp_path / row["run"]), glyphs)
+    assert caplog.text == ""
+    fewer = replace(glyphs, validation=trainer.data.validation)
+    with pytest.raises(ValueError, match="other images"):
+        require_former_validation(Run(tmp_path / row["run"]), fewer)
 
 
 def test_unreached_rate_and_divergence_cost_the_choice() -> None:
