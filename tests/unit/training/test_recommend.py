@@ -139,6 +139,7 @@ def test_simpler_candidate_wins_within_a_standard_error_of_the_best() -> None:
     assert chosen["loss"] == "turned"
     assert chosen["best_two"]["standard_error"] == pytest.approx(0.04)
     assert chosen["provisional"]  # two seeds do not tell them apart for certain
+    assert chosen["why_provisional"] == ["the best two candidates cannot be told apart"]
     assert not of_two({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.6001})["provisional"]
 
 
@@ -171,8 +172,9 @@ def test_scale_is_swept_over_both_margin_aware_bounds() -> None:
 
 
 def test_evidence_of_a_single_seed_is_provisional() -> None:
-    assert compared({}, softmax=0.8)["provisional"]
-    assert not compared({}, seeds=2, softmax=0.8)["provisional"]
+    alone, twice = compared({}, softmax=0.8), compared({}, seeds=2, softmax=0.8)
+    assert (alone["provisional"], alone["why_provisional"]) == (True, ["one seed"])
+    assert (twice["provisional"], twice["why_provisional"]) == (False, [])
 
 
 def test_decoded_photographs_of_knowns_and_hidden_classes_are_joined() -> None:
@@ -251,6 +253,7 @@ def test_command_judges_each_candidate_on_the_hidden_classes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     seen = []
 
@@ -281,6 +284,9 @@ def test_command_judges_each_candidate_on_the_hidden_classes(
     assert recommend.main(arguments) == 0
     written = json.loads(target.read_text())
     best_two = written["chosen"].pop("best_two")
+    reasons = written["chosen"].pop("why_provisional")
+    assert reasons == ["one seed", "the best two candidates cannot be told apart"]
+    assert f"recommended, provisionally ({' and '.join(reasons)}): " in caplog.text
     assert written["chosen"] == {
         "loss": "eos", "options": {}, "preset": "modern", "score": "softmax", "mean_ccr": 0.625, "provisional": True,
     }  # fmt: skip
