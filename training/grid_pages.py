@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from training import grid_figures, grid_tables
+from training import grid_experiment, grid_figures, grid_tables
 from training.choices import GRID_RUNS, RESULTS
 from training.grid_aims import aims
 from training.grid_results import Entry, Setting, group_rows
@@ -125,6 +125,7 @@ def _sections(
     parts = [f"# {protocol}: the thesis' grid", _origin(protocol, rows), _HOW_TO_READ]
     if entries:
         parts += _thesis_table(published, entries)
+    parts += grid_experiment.sections(protocol, rows)
     parts += _aims(settings, protocol)
     parts += _digits(settings, figures)
     parts += _other_digits(settings)
