@@ -88,14 +88,14 @@ compare-losses: install ## all twenty losses, one epoch each on glyphs, one tabl
 	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) \
 	  $(call flag,SIZE,--size) $(call flag,JSON,--json)
 
-cures: install ## variants side by side | CURE=arc_os|arc_os_stress|scale|feature_dim|background|preset|margin|magnitude_weight|turned_negatives [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 SEEDS= DEVICE= JSON=]
+cures: install ## variants side by side | CURE=arc_os|arc_os_stress|scale|feature_dim|background|preset|margin|magnitude_weight|turned_negatives [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 SEEDS=1,2|2-3 DEVICE= JSON=]
 	$(call need,CURE,scale)
 	@$(PY) -m training.cures --cure $(CURE) $(arm-flags)
 
-recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 DEVICE= JSON=]
+recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS=1,2|2-3 DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 DEVICE= JSON=]
 	@$(PY) -m training.recommend $(arm-flags)
 
-reproduce: install ## the thesis' grid into docs/results | PROTOCOL= [SEEDS=3|2-3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= IMAGE_SIZE= BUDGET_MINUTES= PROCESSES= STACK= DEVICE= PRECISION= WORKERS=]
+reproduce: install ## the thesis' grid into docs/results | PROTOCOL= [SEEDS=3|1,2|2-3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= IMAGE_SIZE= BUDGET_MINUTES= PROCESSES= STACK= DEVICE= PRECISION= WORKERS=]
 	@$(PY) -m training.reproduce --protocol $(or $(chosen-protocol),toy) $(call flag,PRESET,--preset) $(call flag,SEEDS,--seeds) $(call flag,LOSSES,--losses) \
 	  $(call flag,DIGITS,--digits) $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,IMAGE_SIZE,--image-size) \
 	  $(call flag,BUDGET_MINUTES,--budget-minutes) $(call flag,PROCESSES,--processes) $(call flag,STACK,--stack) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) $(call flag,WORKERS,--workers) \

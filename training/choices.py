@@ -39,21 +39,34 @@ def published_protocol(name: str) -> str:
     return name
 
 
-def seed_range(text: str) -> range:
-    """Seeds on the command line: ``3`` for 1, 2 and 3, ``2-3`` for those alone.
+def seed_list(text: str) -> list[int]:
+    """Seeds on the command line: ``1,2,3``, ``2-3``, or both; ``3`` is that one alone.
 
     Raises:
-        argparse.ArgumentTypeError: neither, or no seed in it.
+        argparse.ArgumentTypeError: none of these.
     """
-    first, dash, last = text.partition("-")
-    if not dash:
-        first, last = "1", text
-    try:
-        seeds = range(int(first), int(last) + 1)
-    except ValueError:
-        seeds = range(0)
-    if not seeds or seeds[0] < 1:
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            named = range(int(first), int(last if dash else first) + 1)
+        except ValueError:
+            named = range(0)
+        if not named:
+            raise argparse.ArgumentTypeError(f"expected seeds (1,2,3 or 2-3), got {text!r}")
+        seeds += named
+    return list(dict.fromkeys(seeds))
+
+
+def seed_count_or_list(text: str) -> list[int]:
+    """The same from 1 on, but a number alone is how many: ``3`` for 1, 2 and 3.
+
+    Raises:
+        argparse.ArgumentTypeError: neither, or a seed below 1.
+    """
+    seeds = list(range(1, int(text) + 1)) if text.isdecimal() else seed_list(text)
+    if not seeds or min(seeds) < 1:
         raise argparse.ArgumentTypeError(
-            f"expected how many seeds (3: the seeds 1, 2 and 3) or which (2-3), got {text!r}"
+            f"expected how many seeds (3: the seeds 1, 2 and 3) or which, from 1 on (1,3 or 2-3), got {text!r}"
         )
     return seeds

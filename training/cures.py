@@ -24,7 +24,7 @@ from openset.fitted_scores import ALL_SCORES
 from openset.labels import GROUP_NAMES
 from training.arm_differences import REPLICATES, ccr_replicates, differences
 from training.arms import CURES, Arm
-from training.choices import RUNS
+from training.choices import RUNS, seed_list
 from training.data import at_most
 from training.engine import TrainingDiverged
 from training.evaluation import score_test
@@ -198,7 +198,7 @@ def shared_parser(prog: str, description: str | None) -> argparse.ArgumentParser
     parser.add_argument("--protocol", default="glyphs")
     parser.add_argument("--epochs", type=int, help="default: the protocol's")
     parser.add_argument(
-        "--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[42]
+        "--seeds", type=seed_list, default=[42], help="1,2,3 or 2-3; default: 42 alone"
     )
     parser.add_argument("--data", type=Path)
     parser.add_argument("--digits", choices=("emnist", "mnist"), help="of toy")

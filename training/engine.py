@@ -21,7 +21,7 @@ from openset.labels import is_known, is_negative
 from training import parallel
 from training.batches import ALONE, Share, training_loader
 from training.checkpoints import BEST, LAST, read_checkpoint, write_checkpoint
-from training.data import ProtocolData, on_device, split_validation
+from training.data import ProtocolData, Split, on_device, split_validation
 from training.fingerprints import IMAGES, compare_validation, fingerprints
 from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
@@ -83,6 +83,7 @@ class Trainer:
         show_progress: draw a bar.
         device: of this process; None for the configuration's.
         share: of each batch that this process takes.
+        calibration: the protocol's validation part, where ``data`` holds only some of it; it must hold no image that trains.
 
     Raises:
         ValueError: data, initial weights or batch size do not fit.
@@ -97,10 +98,12 @@ class Trainer:
         show_progress: bool = True,
         device: torch.device | None = None,
         share: Share = ALONE,
+        calibration: Split | None = None,
     ) -> None:
         self.config, self.data, self.folder, self.share = config, data, folder, share
         self.is_writer = share.rank == 0
-        self.fingerprints = fingerprints(data)
+        calibration = data.validation if calibration is None else calibration
+        self.fingerprints = fingerprints(data, calibration)
         self.show_progress = show_progress and self.is_writer
         self.device = device or torch.device(config.device)
         if share.count > config.training.batch_size:
@@ -149,7 +152,8 @@ class Trainer:
         self.loss_of = parallel.wrapped(step, self.device, share)
         self.progress = Progress()
         # Epochs compete on this half alone, so that the other half can still certify the winner.
-        parts = split_validation(data.validation.groups, verify_share=0.0, best=True)
+        halves = split_validation(calibration.groups, verify_share=0.0, best=True)
+        parts = halves.within(data.validation.sample_ids, calibration.sample_ids)
         self.training_part, self.validation = on_device(
             [data.train, data.validation.subset(parts.selection)], self.device
         )

@@ -46,15 +46,19 @@ def fingerprint(*parts: Split) -> str:
     return digest.hexdigest()
 
 
-def fingerprints(data: ProtocolData) -> dict[str, str]:
+def fingerprints(data: ProtocolData, calibration: Split) -> dict[str, str]:
     """What a checkpoint says of its images.
 
     Those that validate are told apart because they calibrate: where they are the same, none of them was trained on, though a
     run may have been trained on a part of the images only.
+
+    Args:
+        data: with the images that train and validate.
+        calibration: all that may calibrate; those that validate, or more.
     """
     return {
         IMAGES: fingerprint(data.train, data.validation),
-        VALIDATION: fingerprint(data.validation),
+        VALIDATION: fingerprint(calibration),
     }
 
 
@@ -89,6 +93,8 @@ def compare_validation(
 ) -> None:
     """Refuse validation images other than a checkpoint's, or warn where the protocol's split makes that harmless.
 
+    Photographs of another tree that have the names and classes of the checkpoint's are taken with a warning.
+
     Args:
         state: of the checkpoint.
         data: what is to validate; with the training part, which earlier releases did not tell apart.
@@ -110,9 +116,15 @@ def compare_validation(
             what,
         )
         return
-    if found == expected:
-        return
     here = root or "the data"
+    if found == expected:
+        if is_other_tree and not isinstance(data.validation.images, Tensor):
+            logger.warning(
+                "%s was trained on photographs that lay elsewhere. Those in %s have the same names and classes, and more is not "
+                "compared: if they are other pictures, what validates and calibrates here may have been trained on there",
+                what, here,
+            )  # fmt: skip
+        return
     if data.name in _SPLIT_APART and not is_other_tree:
         logger.warning(
             "%s was trained and validated on other images than %s now holds: %s",

@@ -96,8 +96,7 @@ def default_epochs(protocol: str) -> int:
 def plan(
     protocol: str,
     *,
-    seeds: int = 3,
-    first_seed: int = 1,
+    seeds: int | Sequence[int] = 3,
     losses: Sequence[str] | None = None,
     digits: Sequence[str] | None = None,
     preset: str | None = None,
@@ -105,15 +104,14 @@ def plan(
     options: dict[str, Any] | None = None,
     device: str = "auto",
 ) -> list[Cell]:
-    """The cells in ranked order: all losses with seed 1, then 2, then 3; each loss with every source of digits.
+    """The cells in ranked order: all losses with the first seed, then the next; each loss with every source of digits.
 
     The thesis preset means the published code (``as_published``) for the thesis' losses unless the options say otherwise,
     also with EMNIST's digits: the two grids then differ in nothing but the digits.
 
     Args:
         protocol: name.
-        seeds: the last: 1, 2, ...
-        first_seed: where to begin; those before are left to another machine.
+        seeds: how many, 1, 2, ..., or which, in this order; the others are left to another machine.
         losses: names, ``recommended`` among them for the protocol's recommended loss, preset, options and scores; None
             for the thesis' twenty.
         digits: sources, for the toy protocols.
@@ -125,8 +123,9 @@ def plan(
     Raises:
         ValueError: an unknown loss, preset or source of digits, or an option that a loss does not have.
     """
-    if not 1 <= first_seed <= seeds:
-        raise ValueError(f"seeds must be at least 1, got {seeds}, beginning with {first_seed}")
+    chosen_seeds = range(1, seeds + 1) if isinstance(seeds, int) else seeds
+    if not chosen_seeds or min(chosen_seeds) < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
     chosen = ranked_losses(protocol) if losses is None else list(losses)
@@ -144,7 +143,7 @@ def plan(
     for cell in templates:
         _check_options(cell)
     cells: dict[str, Cell] = {}
-    for seed in range(first_seed, seeds + 1):
+    for seed in chosen_seeds:
         for template in templates:
             cell = dataclasses.replace(template, seed=seed)
             # What is recommended may also have been named: one training with the scores of both.

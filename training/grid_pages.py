@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from training import grid_figures, grid_tables
+from training import grid_experiment, grid_figures, grid_tables
 from training.choices import GRID_RUNS, RESULTS
 from training.grid_aims import aims
 from training.grid_results import Entry, Setting, group_rows
@@ -20,13 +21,16 @@ from training.grid_rows import (
     merge_rows,
     read_rows,
     results_file,
+    row_key,
     stored_rows,
 )
-from training.grid_summaries import summary_file
+from training.grid_summaries import stored_summary, summary_file
 from training.runs import write_atomically
 
 logger = logging.getLogger(__name__)
 
+# Of one entry each; all other figures are drawn from summaries.
+_PICTURES = ("features", "false_positives")
 _TABLE_NAMES = {
     "toy": "table 6.1",
     "p1": "table 6.2 (a)",
@@ -73,18 +77,44 @@ def _gather(protocol: str, runs: Path, file: Path) -> list[Row]:
 
 
 def merge(file: Path, results: Path) -> None:
-    """Add the rows of another file to those of its protocol, with the summaries that lie beside it."""
+    """Add the rows of another file to those of its protocol, and of what lies beside it what belongs to rows that stay."""
     rows = read_rows(file)
     if not rows:
         raise ValueError(f"{file} holds no rows; expected a <protocol>.json of make reproduce")
     for protocol in sorted({row["protocol"] for row in rows}):
         chosen = [row for row in rows if row["protocol"] == protocol]
-        merge_rows(results_file(protocol, results), chosen)
-        for run in sorted({row["run"] for row in chosen}):
-            theirs, ours = (summary_file(folder, run) for folder in (file.parent, results))
-            if theirs.is_file() and theirs != ours:
-                ours.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(theirs, ours)
+        kept = merge_rows(results_file(protocol, results), chosen)
+        theirs = {(row_key(row), row["evaluated"]) for row in chosen}
+        newest: dict[str, str] = {}
+        for row in kept:  # older ones of a cell are of scores that are no longer made
+            newest[cell_key(row)] = max(row["evaluated"], newest.get(cell_key(row), ""))
+        taken = [
+            row
+            for row in kept
+            if (row_key(row), row["evaluated"]) in theirs
+            and row["evaluated"] == newest[cell_key(row)]
+        ]
+        _merge_summaries(taken, file.parent, results)
+        _merge_pictures(taken, file.parent, results)
+
+
+def _merge_summaries(rows: list[Row], source: Path, results: Path) -> None:
+    for run, evaluated in sorted({(row["run"], row["evaluated"]) for row in rows}):
+        theirs, ours = (summary_file(folder, run) for folder in (source, results))
+        found, former = (stored_summary(one, evaluated) for one in (theirs, ours))
+        if found is not None and former is None:
+            ours.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(theirs, ours)
+
+
+def _merge_pictures(rows: list[Row], source: Path, results: Path) -> None:
+    """Contact sheets and deep features that are not here; the images and features they were made from are elsewhere."""
+    for entries in group_rows(rows, GRID_RUNS, results).values():
+        for entry, kind in itertools.product(entries, _PICTURES):
+            name = Path("figures") / f"{grid_figures.key_of(entry, kind)}.png"
+            if (source / name).is_file() and not (results / name).exists():
+                (results / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, results / name)
 
 
 def _sections(
@@ -95,6 +125,7 @@ def _sections(
     parts = [f"# {protocol}: the thesis' grid", _origin(protocol, rows), _HOW_TO_READ]
     if entries:
         parts += _thesis_table(published, entries)
+    parts += grid_experiment.sections(protocol, rows)
     parts += _aims(settings, protocol)
     parts += _digits(settings, figures)
     parts += _other_digits(settings)
@@ -315,8 +346,7 @@ def _other_digits(settings: dict[Setting, list[Entry]]) -> list[str]:
 
 
 def _pictures(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> list[str]:
-    features = _pictures_of_entries(settings, figures, "features")
-    sheets = _pictures_of_entries(settings, figures, "false_positives")
+    features, sheets = (_pictures_of_entries(settings, figures, kind) for kind in _PICTURES)
     parts = ["## Deep features", *features] if features else []
     if sheets:
         parts += [

@@ -182,19 +182,23 @@ class Model:
         is_whole = kept is not None and kept.angles is not None
         if is_whole or not self.has_scores:
             return kept
-        run = Run(self.folder)
+        run, scored = Run(self.folder), Scored.load(self.folder / SCORES_FILE)
         other = None
         if (OTHER_DIGITS_GROUP, "softmax") in self.rows:
             other = results_folder(run, run.config.other_digits) / SCORES_FILE
         made = summarize(
-            ModelScores.load(self.folder / SCORES_FILE),
+            _sample(scored),
             rule=self.columns["rule"],
             evaluated=self.columns["evaluated"],
-            angles=angles_of(Scored.load(self.folder / SCORES_FILE), run.config),
-            other_digits=ModelScores.load(other) if other and other.is_file() else None,
+            angles=angles_of(scored, run.config),
+            other_digits=_sample(Scored.load(other)) if other and other.is_file() else None,
         )
         made.save(file)
         return Summary.load(file)
+
+
+def _sample(scored: Scored) -> ModelScores:
+    return ModelScores(scored.scores, scored.predictions, scored.labels, scored.groups)
 
 
 def _ccr(row: Row, column: str) -> dict[str, Any]:

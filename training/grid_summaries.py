@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from training.angles import Angles, ProbabilityCurve
 from training.grid_rows import OTHER_DIGITS_GROUP
 from training.grid_statistics import Floats, ModelScores, bootstrap_by_class
 from training.published import TARGETS
+from training.stored_arrays import loaded
 
 logger = logging.getLogger(__name__)
 
@@ -104,29 +104,26 @@ class Summary:
         passing = {}
         counts_of_angles = {}
         probability = None
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                evaluated = str(stored["evaluated"])
-                for name in stored.files:
-                    kind, *key = name.split("/")
-                    if kind == "replicates":
-                        group, score, column = key
-                        replicates.setdefault((group, score), {})[column] = _unpacked(stored[name])
-                    elif kind == "curves":
-                        curves[key[0], key[1]] = _unpacked(stored[name])
-                    elif kind == "angles":
-                        counts_of_angles[key[0]] = stored[name]
-                    elif kind == "probability":
-                        probability = ProbabilityCurve.unpacked(stored[name])
-                    elif kind == "passing" and key[-1] == "count":
-                        place = name.removesuffix("/count")
-                        pairs = (tuple(pair) for pair in stored[f"{place}/pairs"].tolist())
-                        counts = stored[f"{place}/counts"].tolist()
-                        passing[key[0], key[1], key[2]] = Passing(
-                            int(stored[name]), dict(zip(pairs, counts, strict=True))
-                        )
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{file} is damaged ({error}); restore or remove it") from error
+        with loaded(file) as stored:
+            evaluated = str(stored["evaluated"])
+            for name in stored.files:
+                kind, *key = name.split("/")
+                if kind == "replicates":
+                    group, score, column = key
+                    replicates.setdefault((group, score), {})[column] = _unpacked(stored[name])
+                elif kind == "curves":
+                    curves[key[0], key[1]] = _unpacked(stored[name])
+                elif kind == "angles":
+                    counts_of_angles[key[0]] = stored[name]
+                elif kind == "probability":
+                    probability = ProbabilityCurve.unpacked(stored[name])
+                elif kind == "passing" and key[-1] == "count":
+                    place = name.removesuffix("/count")
+                    pairs = (tuple(pair) for pair in stored[f"{place}/pairs"].tolist())
+                    counts = stored[f"{place}/counts"].tolist()
+                    passing[key[0], key[1], key[2]] = Passing(
+                        int(stored[name]), dict(zip(pairs, counts, strict=True))
+                    )
         angles = Angles(counts_of_angles, probability) if counts_of_angles else None
         return cls(evaluated, replicates, curves, passing, angles)
 

@@ -275,12 +275,14 @@ def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
         TrainingDiverged: a score is not finite.
         ValueError: the validation part is no longer the one that the run was trained beside.
     """
+    data = run.protocol_data(("validation",))
+    require_former_validation(run, data)  # before anything of a former evaluation is written over
     scored = score_test(run, device=device, show_progress=show_progress)
     _check_finite(scored, "test")
     rule = write_report(run)["rule"]
     names = list(scored.scores)
-    data = run.protocol_data(("train", "validation") if need_fitting(names) else ("validation",))
-    require_former_validation(run, data)
+    if need_fitting(names):
+        data = run.protocol_data(("train", "validation"))
     validation = score_split(
         scoring_classifier(run, data, names, device=device, show_progress=show_progress),
         data.validation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,29 +18,68 @@ from training.presets import PRESETS, Preset
 from training.protocols import FOLDERS, get_protocol
 from training.recommendations import RECOMMENDED, recommendation
 
-_FLAG, _NUMBER, _WHOLE = "true or false", "number", "whole number"
+
+@dataclass(frozen=True)
+class Kind:
+    """What an option takes: values of a type, or one of some words.
+
+    Attributes:
+        of: bool, int, float (any finite number), str, or list (of texts, or these in one, comma-separated); None for the
+            words alone.
+        words: beside them; None among them for null.
+        text: for people.
+    """
+
+    of: type | None
+    words: tuple[str | None, ...]
+    text: str
+
+    def takes(self, value: Any) -> bool:
+        """Whether it takes a value. To Python true is a whole number; here it is none."""
+        if value is None or isinstance(value, str):
+            return value in self.words or (value is not None and self.of in (str, list))
+        if isinstance(value, list | tuple):
+            return self.of is list and all(isinstance(item, str) for item in value)
+        if isinstance(value, bool):
+            return self.of is bool
+        if isinstance(value, float):
+            return self.of is float and math.isfinite(value)
+        return isinstance(value, int) and self.of in (int, float)
+
+
+_TYPE_NAMES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+
+
+def _kind(of: type, *words: str | None) -> Kind:
+    named = ", ".join("null" if word is None else word for word in words)
+    return Kind(of, words, _TYPE_NAMES[of] + (f" or {named}" if words else ""))
+
+
+def _one_of(*words: str) -> Kind:
+    return Kind(None, words, (" or " if len(words) == 2 else ", ").join(words))
+
 
 # What the type of a default does not tell.
-_TYPES = {
-    "scale": f"number or {', '.join(SCALE_RULES)}",
-    "feature_dim": "whole number or C-1, C, C+1, 4C",
-    "magnitude_weight": f"number or {ABOVE_BOUND}",
-    "target_magnitude": _NUMBER,
-    "head": "soft or hard",
-    "cce_mean": "all or known",
-    "center_norm": "differentiable or projected",
-    "activation": " or ".join(ACTIVATIONS),
-    "digits": " or ".join(DIGITS),
-    "size": "full or small",
-    "on_unreadable": "fail or skip",
-    "image_size": "whole number (pixels)",
-    "precision": ", ".join(PRECISIONS),
-    "schedule": "constant or cosine",
-    "augmentation": ", ".join(sorted({preset.augmentation for preset in PRESETS.values()})),
-    "ema_decay": "number or null",
-    "max_gradient_norm": "number or null",
-    "initial_weights": "folder of a finished run, or file of ResNet-50 weights",
-    "scores": "names, comma-separated, or all",
+_KINDS = {
+    "scale": _kind(float, *SCALE_RULES),
+    "feature_dim": _kind(int, "C-1", "C", "C+1", "4C"),
+    "magnitude_weight": _kind(float, ABOVE_BOUND),
+    "target_magnitude": _kind(float),
+    "head": _one_of("soft", "hard"),
+    "cce_mean": _one_of("all", "known"),
+    "center_norm": _one_of("differentiable", "projected"),
+    "activation": _one_of(*ACTIVATIONS),
+    "digits": _one_of(*DIGITS),
+    "size": _one_of("full", "small"),
+    "on_unreadable": _one_of("fail", "skip"),
+    "image_size": Kind(int, (), "whole number (pixels)"),
+    "precision": _one_of(*PRECISIONS),
+    "schedule": _one_of("constant", "cosine"),
+    "augmentation": _one_of(*sorted({preset.augmentation for preset in PRESETS.values()})),
+    "ema_decay": _kind(float, None),
+    "max_gradient_norm": _kind(float, None),
+    "initial_weights": Kind(str, (None,), "folder of a finished run, or file of ResNet-50 weights"),
+    "scores": Kind(list, (None,), "names, comma-separated, or all"),
 }
 _RUN = {
     "as_published": False,
@@ -67,12 +107,12 @@ class Option:
 
     Attributes:
         name: as in ``OPTIONS="name=value"``.
-        kind: its type, for people.
+        kind: what it takes.
         default: what it is where nobody names it.
     """
 
     name: str
-    kind: str
+    kind: Kind
     default: Any
 
 
@@ -96,7 +136,8 @@ def options_of(
     chosen: dict[str, Any] = {}
     if loss == RECOMMENDED:
         choice = recommendation(protocol)
-        loss, preset, chosen = choice.loss, preset or choice.preset, dict(choice.options)
+        loss, preset = choice.loss, preset or choice.preset
+        chosen = {**choice.options, "scores": ",".join(choice.scores)}
     preset = preset or "thesis"
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
@@ -110,7 +151,7 @@ def options_of(
     }
     return {
         group: [
-            Option(name, _TYPES.get(name) or _type_of(default), chosen.get(name, default))
+            Option(name, _KINDS.get(name) or _kind(type(default)), chosen.get(name, default))
             for name, default in sorted(defaults.items())
         ]
         for group, defaults in found.items()
@@ -133,22 +174,17 @@ def data_option_names(protocol: str) -> list[str]:
 
 
 def refuse_wrong_types(given: Mapping[str, Any], protocol: str, loss: str, preset: str) -> None:
-    """Refuse what is no number, or neither true nor false, where it must be: any text but an empty one would count as true.
+    """Refuse what an option does not take, by type and word: any text but an empty one would else count as true.
 
     Raises:
         ValueError: names the option, what was expected and what came.
     """
-    allowed = {_FLAG: (bool,), _NUMBER: (int, float), _WHOLE: (int,)}
     for options in options_of(protocol, loss, preset).values():
         for option in options:
-            if option.name not in given or option.kind not in allowed:
-                continue
-            value = given[option.name]
-            # To Python true is a whole number.
-            if not isinstance(value, allowed[option.kind]) or (
-                isinstance(value, bool) and option.kind != _FLAG
-            ):
-                raise ValueError(f"{option.name} must be {option.kind}, got {value!r}")
+            if option.name in given and not option.kind.takes(given[option.name]):
+                raise ValueError(
+                    f"{option.name} must be {option.kind.text}, got {given[option.name]!r}"
+                )
 
 
 def refuse_unknown(
@@ -177,12 +213,12 @@ def listing(protocol: str, loss: str, preset: str | None = None) -> str:
     found = options_of(protocol, loss, preset)
     everything = [option for options in found.values() for option in options]
     name_width = max(len(option.name) for option in everything)
-    kind_width = max(len(option.kind) for option in everything)
+    kind_width = max(len(option.kind.text) for option in everything)
     lines = [f'options of {protocol} with {loss}: OPTIONS="name=value ...", or --option name=value']
     for group, options in found.items():
         lines += ["", f"{group}:"]
         lines += [
-            f"  {option.name:{name_width}}  {option.kind:{kind_width}}  default {_shown(option.default)}"
+            f"  {option.name:{name_width}}  {option.kind.text:{kind_width}}  default {_shown(option.default)}"
             for option in options
         ]
     return "\n".join(lines)
@@ -225,10 +261,6 @@ def _data_defaults(protocol: str) -> dict[str, Any]:
         names += [] if protocol == FOLDERS else ["allow_missing_classes"]
         defaults["image_size"] = 224
     return {name: defaults[name] for name in names} | {"split_seed": defaults["seed"]}
-
-
-def _type_of(default: Any) -> str:
-    return {bool: _FLAG, int: _WHOLE, float: _NUMBER}.get(type(default), "text")
 
 
 def _shown(default: Any) -> str:

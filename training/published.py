@@ -1,4 +1,4 @@
-"""The thesis' tables 6.1 and 6.2 and how far a single run may lie from them (van den Bergh 2023)."""
+"""The thesis' tables 5.1, 5.2, 6.1 and 6.2 and how far a single run may lie from the last two (van den Bergh 2023)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ def _tables() -> dict[str, Any]:
     text = (resources.files("training") / "published_tables.json").read_text()
     parsed: dict[str, Any] = json.loads(text)
     return parsed
+
+
+def published_counts(protocol: str) -> dict[str, dict[str, int]]:
+    """Images by part and group (table 5.1, sizes of P1 to P3); empty where the thesis names none."""
+    counts: dict[str, dict[str, int]] = _tables()["counts"].get(protocol, {})
+    return counts
+
+
+def published_hyperparameters(protocol: str) -> dict[str, float | None]:
+    """Table 5.2 by the thesis' symbols, None where it does not use one; empty where it has no such protocol."""
+    values: dict[str, float | None] = _tables()["hyperparameters"].get(protocol, {})
+    return values
 
 
 def comparisons(protocol: str) -> list[tuple[str, list[str]]]:

@@ -137,7 +137,13 @@ def judge(
         shown, judges = hide_negatives(
             replace(data_of_all, train=at_most(data_of_all.train, per_class))
         )
-        run = train(config, runs=runs, show_progress=False, data=shown)
+        run = train(
+            config,
+            runs=runs,
+            show_progress=False,
+            data=shown,
+            calibration=data_of_all.validation,
+        )
         classifier = scoring_classifier(
             run, shown, ALL_SCORES, device=config.device, show_progress=False
         )
@@ -228,14 +234,19 @@ def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     name, _ = simplest_as_good(ranked)
     best = simplest_as_good(by_mean((name, score) for score in ALL_SCORES))
     compared = _comparison(rows, figures, *ranked[:2]) if len(ranked) > 1 else None
+    reasons = []
+    if len({row["seed"] for row in rows}) < 2:
+        reasons.append("one seed")
+    if compared is not None and not compared["separable"]:
+        reasons.append("the best two candidates cannot be told apart")
     return {
         "loss": arms[name]["loss"],
         "options": arms[name]["options"],
         "preset": arms[name]["preset"],
         "score": best[1],
         "mean_ccr": means[best],
-        "provisional": len({row["seed"] for row in rows}) < 2
-        or (compared is not None and not compared["separable"]),
+        "provisional": bool(reasons),
+        "why_provisional": reasons,
         "best_two": compared,
     }
 
@@ -376,8 +387,9 @@ def main(argv: list[str] | None = None) -> int:
         "rows": [{key: value for key, value in row.items() if key != REPLICATES} for row in rows],
     }  # fmt: skip
     write_atomically(target, json.dumps(content, indent=2) + "\n")
+    reasons = " and ".join(chosen["why_provisional"])
     logger.info(
-        "recommended%s: %s; written: %s", ", provisionally (one seed)" if chosen["provisional"] else "", chosen, target
+        "recommended%s: %s; written: %s", f", provisionally ({reasons})" if reasons else "", chosen, target
     )  # fmt: skip
     return 0
 

@@ -15,7 +15,7 @@ from training.choices import (
     PRECISIONS,
     RESULTS,
     published_protocol,
-    seed_range,
+    seed_count_or_list,
 )
 from training.grid_processes import PART, cores_of, end_with_parent, helpers, wait_for
 from training.presets import PRESETS
@@ -38,9 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds",
-        type=seed_range,
+        type=seed_count_or_list,
         default="3",
-        help="how many, 1, 2, ... (default 3), or which: 2-3",
+        help="how many, 1, 2, ... (default 3), or which: 2-3, or 1,3",
     )
     parser.add_argument(
         "--losses",
@@ -118,8 +118,7 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
     try:
         cells = plan(
             arguments.protocol,
-            seeds=arguments.seeds[-1],
-            first_seed=arguments.seeds[0],
+            seeds=arguments.seeds,
             losses=arguments.losses.split(",") if arguments.losses else None,
             digits=arguments.digits.split(",") if arguments.digits else None,
             preset=arguments.preset,

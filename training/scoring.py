@@ -15,6 +15,7 @@ from openset.calibration import ScoreSet
 from openset.classifier import OpenSetClassifier
 from openset.preprocessing import Preprocessing
 from training.data import Split, batch_count
+from training.stored_arrays import loaded
 
 _BATCH_SIZE = 256
 
@@ -74,8 +75,13 @@ class Scored:
 
     @classmethod
     def load(cls, file: Path) -> Scored:
-        """Read what ``save`` wrote."""
-        with np.load(file, allow_pickle=False) as content:
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged.
+        """
+        with loaded(file) as content:
             names = [item.name for item in fields(cls) if item.name != "scores"]
             scores = {
                 name.removeprefix("scores/"): content[name]

@@ -16,7 +16,7 @@ from training.recommendations import RECOMMENDED, recommendation
 
 # Torch takes seconds: what needs it is imported after the command line was read.
 if TYPE_CHECKING:
-    from training.data import ProtocolData
+    from training.data import ProtocolData, Split
     from training.runs import Run, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,11 @@ def train(
     runs: Path = RUNS,
     show_progress: bool = True,
     data: ProtocolData | None = None,
+    calibration: Split | None = None,
 ) -> Run:
     """Train, or continue, the run of a configuration and return it; on its protocol's data, or a part given as ``data``.
+
+    ``calibration`` is the protocol's validation part, where ``data`` holds only some of it: the model can be exported with all.
 
     Raises:
         TrainingDiverged: the loss is not finite.
@@ -61,7 +64,13 @@ def train(
         logger.warning("%s", note)
     with process_group(config.device) as (share, device):
         trainer = Trainer(
-            config, data, folder, show_progress=show_progress, device=device, share=share
+            config,
+            data,
+            folder,
+            show_progress=show_progress,
+            device=device,
+            share=share,
+            calibration=calibration,
         )
         with trainer.opened():
             trainer.run()

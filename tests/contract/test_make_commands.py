@@ -105,7 +105,7 @@ def test_command_of_an_empty_cell_trains_a_cell_of_its_setting(setting: Setting)
     module, given = parsed(*[word.replace("$DATA", "/data") for word in words[1:]])
     assert module == "training.reproduce"
     cells = plan(
-        given.protocol, seeds=given.seeds[-1], losses=given.losses.split(","), preset=given.preset, epochs=given.epochs,
+        given.protocol, seeds=given.seeds, losses=given.losses.split(","), preset=given.preset, epochs=given.epochs,
         digits=given.digits.split(",") if given.digits else None, options=dict(given.option), device="cpu",
     )  # fmt: skip
     expected = {"feature_dim": 40} | dict(setting.data_options)

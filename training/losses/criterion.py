@@ -199,7 +199,9 @@ def build_loss(
         raise ValueError(f"loss{published} must be one of {sorted(table)}, got {name!r}")
     spec = table[name]
     allowed = allowed_options(LOSSES[name], scale)
-    if unknown := sorted(options.keys() - allowed):
+    # Without negatives it changes nothing; it is refused where a run is configured, but runs of earlier releases have it.
+    taken = allowed if spec.uses_negatives else allowed | {"cce_mean"}
+    if unknown := sorted(options.keys() - taken):
         raise ValueError(
             f"loss {name!r} has no option {', '.join(unknown)}; it has: {', '.join(sorted(allowed)) or 'none'}"
         )

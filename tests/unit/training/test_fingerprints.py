@@ -21,7 +21,7 @@ from training.artifact_export import export
 from training.checkpoints import read_checkpoint, write_checkpoint
 from training.data import ProtocolData, at_most
 from training.engine import Trainer
-from training.evaluation import evaluate
+from training.evaluation import REPORT, SCORES_FILE, evaluate
 from training.fingerprints import IMAGES, VALIDATION, require_former_validation
 from training.path_calibration import calibrate
 from training.protocols import get_protocol
@@ -152,6 +152,9 @@ def test_cell_of_the_grid_is_not_validated_with_other_images(toy: Run) -> None:
     assert grid_training._evaluation(toy, "cpu", show_progress=False)["validation"]
     quiet_export(toy)
     move_first_digit_to_the_end(toy)
+    # Refused before any file of the former evaluation is written over.
+    for name in (SCORES_FILE, REPORT):
+        (toy.folder / name).unlink()
     for use in (
         lambda: grid_training._evaluation(toy, "cpu", show_progress=False),
         lambda: quiet_export(toy),
@@ -159,6 +162,8 @@ def test_cell_of_the_grid_is_not_validated_with_other_images(toy: Run) -> None:
     ):
         with pytest.raises(ValueError, match="other images"):
             use()
+    assert not (toy.folder / SCORES_FILE).exists()
+    assert not (toy.folder / REPORT).exists()
 
 
 def test_run_on_a_part_of_the_training_images_is_calibrated_with_all_of_the_validation(
@@ -251,8 +256,12 @@ def test_weights_are_taken_over_from_the_same_tree_to_which_files_were_added(
         data = dataclasses.replace(config, data=str(root)).load_data(LOADED)
         return started_from(run, data, root)
 
+    start(tree)
+    assert caplog.text == ""
+    # The same names; whether they are the same pictures nobody can tell.
     start(copy)
-    assert "other images" not in caplog.text
+    assert "photographs that lay elsewhere" in caplog.text
+    assert f"Those in {copy} have the same names and classes" in caplog.text
     for root in (tree, copy):
         fill_with_images(root / "negative/moss", 30, first=100)
     start(tree / "known/..")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from openset.fitted_scores import ALL_SCORES
-from training import precision
-from training.choices import seed_range
+from training import cures, precision, recommend, reproduce
+from training.choices import seed_count_or_list, seed_list
 from training.grid import Cell, all_classes, class_counts, plan, ranked_losses
 from training.grid_rows import cell_columns
 from training.losses import THESIS_LOSSES
@@ -38,16 +38,44 @@ def test_all_losses_come_with_one_seed_before_any_comes_with_the_next() -> None:
 def test_seeds_are_counted_or_named() -> None:
     arguments = {"losses": ["eos"], "digits": ["mnist"]}
     assert [cell.seed for cell in plan("toy", **arguments, seeds=3)] == [1, 2, 3]
-    assert [cell.seed for cell in plan("toy", **arguments, seeds=3, first_seed=2)] == [2, 3]
-    assert seed_range("3") == range(1, 4)
-    assert seed_range("2-3") == range(2, 4)
-    assert seed_range("3-3") == range(3, 4)
+    assert [cell.seed for cell in plan("toy", **arguments, seeds=[3, 1])] == [3, 1]
+    for text, seeds in (
+        ("2-3", [2, 3]),
+        ("3-3", [3]),
+        ("1,2,3", [1, 2, 3]),
+        ("4,1-2,2", [4, 1, 2]),
+    ):
+        assert seed_count_or_list(text) == seed_list(text) == seeds
+    # A number alone is how many to the grid, and which one to cures and recommend.
+    assert seed_count_or_list("3") == [1, 2, 3]
+    assert seed_list("3") == [3]
 
 
-@pytest.mark.parametrize("text", ["0", "0-2", "3-2", "-1", "two", "2-", "1,2"])
+def test_seeds_are_named_alike_by_all_commands() -> None:
+    grid = ["--protocol", "toy", "--seeds"]
+    for text in ("1,2,3", "1-3"):
+        assert reproduce.build_parser().parse_args([*grid, text]).seeds == [1, 2, 3]
+        assert recommend.build_parser().parse_args(["--seeds", text]).seeds == [1, 2, 3]
+        assert cures.build_parser().parse_args(["--cure", "scale", "--seeds", text]).seeds == [
+            1,
+            2,
+            3,
+        ]
+    assert recommend.build_parser().parse_args([]).seeds == [42]
+    assert reproduce.build_parser().parse_args(grid[:2]).seeds == [1, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["3-2", "-1", "two", "2-", "1,", "1;2", ""])
 def test_seeds_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=f"which .2-3., got '{text}'"):
-        seed_range(text)
+    for parse in (seed_list, seed_count_or_list):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"2-3.*, got '{text}'"):
+            parse(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0-2", "1,0"])
+def test_grid_counts_its_seeds_from_one(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"from 1 on .*, got '{text}'"):
+        seed_count_or_list(text)
 
 
 def test_thesis_preset_is_the_published_code_with_either_digits_unless_told_otherwise() -> None:
@@ -177,7 +205,7 @@ def test_name_tells_every_column_of_a_cell_apart() -> None:
     [
         ({"losses": ["eos", "cosos"]}, "no loss cosos"),
         ({"seeds": 0}, "seeds must be at least 1"),
-        ({"seeds": 2, "first_seed": 3}, "got 2, beginning with 3"),
+        ({"seeds": [2, 0]}, r"at least 1, got \[2, 0\]"),
         ({"digits": ["svhn"]}, "digits must be among"),
         ({"losses": ["eos"], "options": {"cosine_margin": 0.2}}, "has no option cosine_margin"),
         ({"preset": "ancient"}, "preset must be one of"),

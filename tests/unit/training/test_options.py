@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+import re
+from dataclasses import replace
 
+import pytest
+import torch
+
+from openset.labels import NEGATIVE
 from training.losses import LOSSES, build_loss
 from training.losses.scales import MARGIN_AWARE
 from training.options import listing, options_of
 from training.protocols import PROTOCOLS
-from training.runs import make_config
+from training.runs import TrainConfig, make_config
 from training.train import main, parse_option
 
 
@@ -86,16 +92,60 @@ def test_option_of_other_data_is_refused_and_not_left_without_effect(
         ("cosine_margin", "0,35", "number"),
         ("learning_rate", True, "number"),
         ("batch_size", 32.5, "whole number"),
+        ("cosine_margin", math.nan, "number"),
+        ("learning_rate", -math.inf, "number"),
+        ("scale", True, "number or thesis, margin_aware, adacos, adacos_dynamic"),
+        ("scale", "Thesis", "number or thesis, margin_aware, adacos, adacos_dynamic"),
+        ("scale", math.inf, "number or thesis, margin_aware, adacos, adacos_dynamic"),
+        ("magnitude_weight", True, "number or above_bound"),
+        ("magnitude_weight", None, "number or above_bound"),
+        ("feature_dim", True, "whole number or C-1, C, C+1, 4C"),
+        ("feature_dim", 11.0, "whole number or C-1, C, C+1, 4C"),
+        ("activation", 1, "prelu or none"),
+        ("activation", "relu", "prelu or none"),
+        ("digits", None, "mnist or emnist"),
+        ("ema_decay", "none", "number or null"),
+        ("initial_weights", 5, "folder of a finished run, or file of ResNet-50 weights"),
+        ("scores", 5, "names, comma-separated, or all"),
+        ("scores", [5], "names, comma-separated, or all"),
+        ("image_size", True, "whole number (pixels)"),
+        ("image_size", 64.5, "whole number (pixels)"),
+        ("image_size", "64px", "whole number (pixels)"),
     ],
 )
 def test_value_of_another_type_is_refused(name: str, value: object, expected: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be {expected}, got {value!r}$"):
-        make_config("toy", "cos_os", options={name: value}, device="cpu")
+    protocol = "p2" if name == "image_size" else "toy"
+    told = re.escape(f"{name} must be {expected}, got {value!r}")
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        make_config(protocol, "cos_os", options={name: value}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scale", 17), ("scale", "adacos"), ("magnitude_weight", "above_bound"), ("feature_dim", 0), ("feature_dim", "C+1"),
+        ("ema_decay", None), ("initial_weights", None), ("initial_weights", "runs/one"), ("scores", None),
+        ("scores", "softmax,energy"), ("scores", ["softmax", "energy"]),
+    ],
+)  # fmt: skip
+def test_number_word_null_or_names_are_taken_where_they_mean_something(
+    name: str, value: object
+) -> None:
+    assert make_config("toy", "cos_os", options={name: value}, device="cpu")
 
 
 def test_options_that_mean_nothing_for_a_loss_are_refused() -> None:
     with pytest.raises(ValueError, match="has no option cce_mean"):
         make_config("toy", "cosface", options={"cce_mean": "known"}, device="cpu")
+
+
+def test_run_of_an_earlier_release_with_such_an_option_is_still_built() -> None:
+    config = make_config("toy", "cosface", device="cpu")
+    former = replace(config, loss_options={**config.loss_options, "cce_mean": "known"})
+    head, criterion = TrainConfig.from_json(former.to_json()).head_and_criterion(10)
+    _, without = config.head_and_criterion(10)
+    output, labels = head(torch.randn(4, 10)), torch.tensor([0, 3, NEGATIVE, 9])
+    assert criterion(output, labels) == without(output, labels)
 
 
 def test_unknown_option_is_refused_before_any_data_with_all_that_there_are() -> None:
@@ -130,4 +180,7 @@ def test_presets_and_recommendation_set_the_defaults_that_are_listed() -> None:
         line for line in listing("toy", "eos", "modern").splitlines() if "batch_size" in line
     )
     assert parse_option("size=small") == ("size", "small")
-    assert listing("glyphs", "recommended")
+    for protocol in PROTOCOLS:
+        scores = make_config(protocol, "recommended", device="cpu").scores
+        assert defaults(protocol, "recommended", "run")["scores"] == ",".join(scores or [])
+    assert re.search(r"scores .* default softmax$", listing("folders", "recommended"), re.MULTILINE)

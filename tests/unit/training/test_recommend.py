@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +13,18 @@ import pytest
 
 from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
-from tests.factories import FOREIGN_DEG, KNOWN_DEG, scored_at
+from tests.factories import FOREIGN_DEG, KNOWN_DEG, begun_run, scored_at
 from training import cures, recommend
 from training.arms import CANDIDATES, CURES, candidates
 from training.data import ProtocolData, Split, at_most, load_protocol, split_validation
 from training.decoded import CachedImages, DecodedImages
-from training.engine import TrainingDiverged
+from training.engine import Trainer, TrainingDiverged
+from training.fingerprints import require_former_validation
 from training.losses import LOSSES
 from training.presets import PRESETS
 from training.protocols import PROTOCOLS
 from training.recommendations import RECOMMENDATIONS
-from training.runs import TrainConfig, make_config
+from training.runs import Run, TrainConfig, make_config
 from training.train import build_parser
 
 ROOT = Path(__file__).parents[3]
@@ -137,6 +139,7 @@ def test_simpler_candidate_wins_within_a_standard_error_of_the_best() -> None:
     assert chosen["loss"] == "turned"
     assert chosen["best_two"]["standard_error"] == pytest.approx(0.04)
     assert chosen["provisional"]  # two seeds do not tell them apart for certain
+    assert chosen["why_provisional"] == ["the best two candidates cannot be told apart"]
     assert not of_two({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.6001})["provisional"]
 
 
@@ -169,8 +172,9 @@ def test_scale_is_swept_over_both_margin_aware_bounds() -> None:
 
 
 def test_evidence_of_a_single_seed_is_provisional() -> None:
-    assert compared({}, softmax=0.8)["provisional"]
-    assert not compared({}, seeds=2, softmax=0.8)["provisional"]
+    alone, twice = compared({}, softmax=0.8), compared({}, seeds=2, softmax=0.8)
+    assert (alone["provisional"], alone["why_provisional"]) == (True, ["one seed"])
+    assert (twice["provisional"], twice["why_provisional"]) == (False, [])
 
 
 def test_decoded_photographs_of_knowns_and_hidden_classes_are_joined() -> None:
@@ -201,6 +205,40 @@ def test_judging_reads_photographs_from_the_cache(
     assert asked == [True]
 
 
+def test_candidate_can_be_exported_with_the_whole_validation_part_none_of_which_it_trained_on(
+    glyphs: ProtocolData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    trainers = []
+
+    def trainer_saves(config: TrainConfig, *, runs: Path, data: ProtocolData, **more: Any) -> Run:
+        begun_run(runs / config.name, config)
+        trainers.append(Trainer(config, data, runs / config.name, **more))
+        trainers[-1].save()
+        return Run(runs / config.name)
+
+    monkeypatch.setattr("training.runs.load_protocol", lambda *_, **__: glyphs)
+    monkeypatch.setattr(recommend, "train", trainer_saves)
+    [arm] = [arm for arm in CANDIDATES if arm.name == "cos_eos, thesis"]
+    [row] = recommend.judge(
+        [arm], protocol="glyphs", epochs=1, seeds=[1], data=None, options={}, runs=tmp_path
+    )
+    [trainer] = trainers
+    assert not set(trainer.data.train.sample_ids) & set(glyphs.validation.sample_ids)
+    assert len(trainer.data.validation) < len(glyphs.validation)
+    # Nor did an image that calibrates the best checkpoint choose it.
+    halves = split_validation(glyphs.validation.groups, verify_share=0.0, best=True)
+    calibrating = set(glyphs.validation.sample_ids[halves.calibration])
+    assert len(trainer.validation) > 0
+    assert not set(trainer.validation.sample_ids) & calibrating
+    # Of a protocol whose split changes with the number of images, other ones would be refused.
+    monkeypatch.setattr("training.fingerprints._SPLIT_APART", {})
+    require_former_validation(Run(tmp_path / row["run"]), glyphs)
+    assert caplog.text == ""
+    fewer = replace(glyphs, validation=trainer.data.validation)
+    with pytest.raises(ValueError, match="other images"):
+        require_former_validation(Run(tmp_path / row["run"]), fewer)
+
+
 def test_unreached_rate_and_divergence_cost_the_choice() -> None:
     rows = [row_of("a", 1, softmax=None), row_of("b", 1, energy=0.2)]
     assert recommend.choose(rows)["loss"] == "b"
@@ -215,6 +253,7 @@ def test_command_judges_each_candidate_on_the_hidden_classes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     seen = []
 
@@ -245,6 +284,9 @@ def test_command_judges_each_candidate_on_the_hidden_classes(
     assert recommend.main(arguments) == 0
     written = json.loads(target.read_text())
     best_two = written["chosen"].pop("best_two")
+    reasons = written["chosen"].pop("why_provisional")
+    assert reasons == ["one seed", "the best two candidates cannot be told apart"]
+    assert f"recommended, provisionally ({' and '.join(reasons)}): " in caplog.text
     assert written["chosen"] == {
         "loss": "eos", "options": {}, "preset": "modern", "score": "softmax", "mean_ccr": 0.625, "provisional": True,
     }  # fmt: skip
@@ -307,9 +349,8 @@ def test_feature_dimension_may_follow_the_classes(wish: Any, expected: int) -> N
 
 @pytest.mark.parametrize("wish", ["2C", -3, 1.5])
 def test_other_feature_dimensions_are_refused(wish: Any) -> None:
-    config = make_config("toy", "cos_eos", device="cpu", options={"feature_dim": wish})
     with pytest.raises(ValueError, match="feature_dim must be"):
-        config.build_model(12)
+        make_config("toy", "cos_eos", device="cpu", options={"feature_dim": wish}).build_model(12)
 
 
 def test_scores_stay_out_of_a_runs_name() -> None:
