@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,17 +106,6 @@ class ModelScores:
     predictions: NDArray[np.int64]
     labels: NDArray[np.int64]
     groups: NDArray[np.str_]
-
-    @classmethod
-    def load(cls, file: Path) -> ModelScores:
-        """Read from a run's ``scores.npz``; features and logits stay on disk."""
-        with np.load(file, allow_pickle=False) as stored:
-            scores = {
-                name.removeprefix("scores/"): stored[name]
-                for name in stored.files
-                if name.startswith("scores/")
-            }
-            return cls(scores, stored["predictions"], stored["labels"], stored["groups"])
 
     @cached_property
     def known(self) -> NDArray[np.bool_]:
