@@ -38,7 +38,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def train(config, *, runs: Path, show_progress: bool) -> SimpleNamespace:
         order.append(config.loss)
         (runs / config.name).mkdir(parents=True, exist_ok=True)
-        return SimpleNamespace(folder=runs / config.name, config=config)
+        return SimpleNamespace(
+            folder=runs / config.name, config=config, protocol_data=lambda _: None
+        )
 
     monkeypatch.setattr(grid_training, "train", train)
     monkeypatch.setattr(grid_training, "Run", lambda folder: SimpleNamespace(folder=folder))
@@ -86,6 +88,7 @@ def test_scores_that_are_not_finite_are_a_divergence(
     sample = scored(5.0, 1)
     sample.scores["softmax"][3] = np.nan
     monkeypatch.setattr(grid_training, "score_test", lambda *_, **__: sample)
+    monkeypatch.setattr(grid_training, "require_former_validation", lambda *_: None)
     outcome = run_grid(tmp_path)
     assert len(outcome.diverged) == 3
     rows = read_rows(tmp_path / "results/glyphs.json")
