@@ -64,7 +64,7 @@ def read_archive(file: Path) -> ServedModel:
             score_sets = load_score_sets(archive.read("calibration.npz"))
             with archive.open("weights.safetensors") as weights:
                 sha256 = hashlib.file_digest(weights, "sha256").hexdigest()  # type: ignore[arg-type]  # a readable is enough
-    except (MemoryError, ValueError):  # the first says nothing about the file, the second enough
+    except MemoryError:  # says nothing about the file
         raise
     except Exception as error:
         # Damaged bytes: zipfile and what decompresses for it raise a dozen kinds.

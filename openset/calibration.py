@@ -366,17 +366,20 @@ def save_score_sets(file: Path | str, score_sets: Iterable[ScoreSet]) -> None:
     os.replace(partial, target)
 
 
-def _array(content: Any, name: str) -> NDArray[Any]:
-    """An array of an open npz file; one whose header is damaged would ask for memory that nothing in the file needs."""
-    member = content.zip.getinfo(f"{name}.npy")
-    with content.zip.open(member) as stream:
-        np.lib.format.read_magic(stream)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        expected = stream.tell() + math.prod(shape) * dtype.itemsize
-    if not dtype.hasobject and expected != member.file_size:  # objects are refused below
-        raise ValueError(f"{name} has {member.file_size} bytes, its header says {expected}")
-    array: NDArray[Any] = content[name]
-    return array
+def require_stated_sizes(content: Any) -> None:
+    """Refuse an open npz file with an array whose header is damaged: it would ask for memory that nothing in the file needs.
+
+    Raises:
+        ValueError: an array's header does not say what is stored.
+    """
+    for member in content.zip.infolist():
+        with content.zip.open(member) as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            expected = stream.tell() + math.prod(shape) * dtype.itemsize
+        if not dtype.hasobject and expected != member.file_size:  # numpy refuses objects
+            name = member.filename.removesuffix(".npy")
+            raise ValueError(f"{name} has {member.file_size} bytes, its header says {expected}")
 
 
 def load_score_sets(file: Path | str | bytes) -> dict[str, ScoreSet]:
@@ -389,15 +392,14 @@ def load_score_sets(file: Path | str | bytes) -> dict[str, ScoreSet]:
     source: Any = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
         with np.load(source, allow_pickle=False) as content:
-            index = json.loads(str(_array(content, "index")))
+            require_stated_sizes(content)
+            index = json.loads(str(content["index"]))
             sets = [
                 ScoreSet(
                     path=entry["path"],
-                    scores={
-                        name: _array(content, f"{number}/scores/{name}") for name in entry["scores"]
-                    },
+                    scores={name: content[f"{number}/scores/{name}"] for name in entry["scores"]},
                     **{
-                        name: _array(content, f"{number}/{name}")
+                        name: content[f"{number}/{name}"]
                         for name in ("predictions", "labels", "groups", "sample_ids")
                     },
                 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import fcntl
 import importlib.util
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -220,7 +222,11 @@ class TorchServe:
         try:
             with zipfile.ZipFile(settings.archive) as archive:
                 archive.extractall(model)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+        except (
+            zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, OSError,
+        ) as error:  # fmt: skip
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's
+                raise
             raise TorchServeFailed(
                 f"{settings.archive} is damaged ({error}); make it again with make archive"
             ) from error

@@ -134,15 +134,13 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
             }
             keep(f"{name}-angles", partial(draw_angles, setting, sound), of_angles)
             shown = _models_in(folder / f"{name}-angles.png")
-            of_more = {
-                model.run: entry
-                for entry in sound
-                if (model := _with_angles(entry)) and not shown & {one.run for one in entry.sound}
-            }
-            if of_more:
-                more = list(of_more.values())
-                is_here = dict.fromkeys(of_more, True)
-                keep(f"{name}-angles-more", partial(draw_angles, setting, more), is_here)
+            more = [entry for entry in sound if not shown & {one.run for one in entry.sound}]
+            if more:
+                of_more = {
+                    (_with_angles(entry) or entry.sound[0]).run: _with_angles(entry) is not None
+                    for entry in more
+                }
+                keep(f"{name}-angles-more", partial(draw_angles, setting, more), of_more)
             else:
                 (folder / f"{name}-angles-more.png").unlink(missing_ok=True)
             if protocol == "toy_vis":

@@ -8,7 +8,15 @@ from typing import Any
 
 from training.grid import all_classes, default_epochs, ranked_losses
 from training.grid_aims import Aim
-from training.grid_results import COLUMNS, Difference, Entry, Setting, difference, option_text
+from training.grid_results import (
+    COLUMNS,
+    Difference,
+    Entry,
+    Setting,
+    difference,
+    option_text,
+    options_text,
+)
 from training.grid_rows import OTHER_DIGITS_GROUP, PUBLISHED_SCORE
 from training.grid_statistics import ACCURACY, Interval
 from training.grid_summaries import PASSING_TARGETS
@@ -144,7 +152,7 @@ def command(setting: Setting, losses: str, *, seeds: int = 1, options: str = "")
     if get_protocol(setting.protocol).kind == "characters":
         parts += ["DATA=$DATA"] * (setting.protocol != "glyphs")
     else:
-        parts.append("DATA=/imagenet")
+        parts.append("DATA=/imagenet" if setting.is_complete else "DATA=$TINY")
     if options:
         parts.append(f'OPTIONS="{options}"' if " " in options else f"OPTIONS={options}")
     return f"`{' '.join(parts)}`"
@@ -233,7 +241,16 @@ def missing_note(setting: Setting, entries: Sequence[Entry]) -> str:
     if len(run) < _MIN_COMPARED or not missing:
         return ""
     names = ", ".join(f"`{loss}`" for loss in missing)
-    return f"Not run here: {names}. {command(setting, ','.join(missing), options=entries[0].shared_text)} runs them."
+    commands: dict[str, list[str]] = {}
+    for loss in missing:
+        shared = {
+            o: v
+            for o, v in entries[0].options.items()
+            if o in entries[0].shared and applies(o, loss)
+        }
+        commands.setdefault(options_text(shared), []).append(loss)
+    lines = [command(setting, ",".join(losses), options=text) for text, losses in commands.items()]
+    return f"Not run here: {names}. To run them: {', '.join(lines)}."
 
 
 REPRODUCED, BEYOND, UNDECIDED = "reproduced", "beyond", "undecided"

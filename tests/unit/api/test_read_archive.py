@@ -34,7 +34,7 @@ def test_card_that_is_none_is_a_value_error(archive: Path, tmp_path: Path, card:
     with zipfile.ZipFile(archive) as sound, zipfile.ZipFile(file, "w") as damaged:
         for name in sound.namelist():
             damaged.writestr(name, card if name == "model_card.json" else sound.read(name))
-    with pytest.raises(ValueError, match=r"JSON|decode|archive of this product"):
+    with pytest.raises(ValueError, match=r"damaged\.mar is not an archive of this product"):
         read_archive(file)
 
 

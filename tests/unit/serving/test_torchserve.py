@@ -221,7 +221,9 @@ def test_workers_and_batch_follow_the_device_unless_given(
         parsed(tmp_path, "--workers", "0")
 
 
-@pytest.mark.parametrize("damage", ["no zip", "method", "contents"])
+@pytest.mark.parametrize(
+    "damage", ["no zip", "contents", "password", "method 12", "method 14", "method 127"]
+)
 def test_damaged_archive_is_named_before_java_starts(tmp_path: Path, damage: str) -> None:
     made = settings(tmp_path)
     with zipfile.ZipFile(made.archive, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -230,8 +232,11 @@ def test_damaged_archive_is_named_before_java_starts(tmp_path: Path, damage: str
     directory = int.from_bytes(data[-6:-2], "little")
     if damage == "no zip":
         data = bytearray(b"nothing")
-    elif damage == "method":
-        data[8] = data[directory + 10] = 0x7F  # of the file and in the directory
+    elif damage == "password":
+        data[6] |= 1  # of the file and in the directory
+        data[directory + 8] |= 1
+    elif damage.startswith("method"):  # bzip2, LZMA, none that there is
+        data[8] = data[directory + 10] = int(damage.split()[1])
     else:
         data[51:60] = b"\xff" * 9  # behind the name
     made.archive.write_bytes(data)

@@ -239,6 +239,15 @@ def test_picture_is_drawn_again_unless_it_shows_a_model_that_is_not_here(
         finished_run(tmp_path / "runs", cell)
     assert f"figures/{more.name}" in written(tmp_path)
     assert models_in(more) == {cells("cos_os")[0].name}
+    # That one stays as well while what it shows is not here.
+    beside = summaries / f"{cells('cos_os')[0].name}.npz"
+    lost = beside.read_bytes()
+    beside.unlink()
+    shutil.rmtree(tmp_path / "runs")
+    finished_run(tmp_path / "runs", *cells("arc_os", seeds=1))
+    assert f"figures/{more.name}" in written(tmp_path)
+    assert models_in(more) == {cells("cos_os")[0].name}
+    beside.write_bytes(lost)
     kept.write_bytes(summary)
     finished_run(tmp_path / "runs", *cells("norm_os", seeds=1))
     assert f"figures/{more.name}" not in written(tmp_path)
@@ -551,17 +560,19 @@ def test_losses_that_a_setting_lacks_stand_there_with_their_command(tmp_path: Pa
     [cell] = cells("os", seeds=1, digits=["emnist"])
     finished_run(tmp_path / "runs", cell)
     [note] = [line for line in written(tmp_path).splitlines() if line.startswith("Not run here")]
-    names, command = note.removeprefix("Not run here: ").split(". `")
+    names, command = note.removeprefix("Not run here: ").split(". To run them: `")
     missing = [name.strip("`") for name in names.split(", ")]
     assert set(missing) == set(THESIS_LOSSES) - {"cos_eos", "eos", "os"}
     asked = (
         f"make reproduce PROTOCOL=toy LOSSES={','.join(missing)} SEEDS=1 DIGITS=emnist DATA=$DATA"
     )
-    assert command == f"{asked}` runs them."
+    assert command == f"{asked}`."
 
 
 def test_command_for_photographs_names_another_tree_than_that_of_characters() -> None:
-    assert "DATA=/imagenet" in grid_tables.command(published_setting("p3"), "eos")
+    photographs = published_setting("p3")
+    assert "DATA=/imagenet" in grid_tables.command(photographs, "eos")
+    assert "DATA=$TINY" in grid_tables.command(replace(photographs, classes="15/12/35"), "eos")
     assert "DATA=$DATA" in grid_tables.command(published_setting("toy"), "eos")
 
 

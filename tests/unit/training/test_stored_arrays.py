@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,12 +62,33 @@ def test_cut_or_empty_file_is_refused_and_one_that_is_not_there_is_called_so(
         load(file)
 
 
-def test_size_that_no_machine_has_room_for_is_damage(tmp_path: Path) -> None:
-    np.savez(tmp_path / "sizes.npz", values=np.zeros(3))
+def test_size_that_no_machine_has_room_for_is_damage(
+    stored: tuple[Path, Callable[[Path], Any]],
+) -> None:
+    file, load = stored
+    with zipfile.ZipFile(file) as whole:
+        contents = {name: whole.read(name) for name in whole.namelist()}
+    name, content = next(iter(contents.items()))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (2**60,)}
+    )
+    with zipfile.ZipFile(file, "w") as damaged:
+        for other, as_it_is in contents.items():
+            damaged.writestr(other, header.getvalue() + content if other == name else as_it_is)
+    with pytest.raises(ValueError, match=r"stored\.npz is damaged .*its header says"):
+        load(file)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "not yours"), MemoryError("no room")])
+def test_what_says_nothing_about_the_file_does_not_call_it_damaged(
+    tmp_path: Path, error: Exception
+) -> None:
+    np.savez(tmp_path / "sound.npz", values=np.zeros(3))
 
     def read() -> None:
-        with loaded(tmp_path / "sizes.npz"):
-            raise MemoryError("Unable to allocate 7 EiB")
+        with loaded(tmp_path / "sound.npz"):
+            raise error
 
-    with pytest.raises(ValueError, match=r"sizes.npz is damaged \(MemoryError: Unable"):
+    with pytest.raises(type(error)):
         read()

@@ -32,7 +32,7 @@ def test_shares_of_the_negatives_that_calibrate_are_those_of_the_split() -> None
         assert (
             f"{len(parts.calibration) / 1000 * 20:g} %" == percent
         )  # a fifth of the images validates
-        assert re.search(rf"\b{percent}", PAGE)
+        assert re.search(rf"(?<![\d.]){re.escape(percent)}", PAGE)
 
 
 def test_cost_of_choosing_and_comparing_own_classes_is_what_is_trained() -> None:
