@@ -29,9 +29,8 @@ def loaded(file: Path) -> Iterator[NpzFile]:
     except MemoryError:
         raise
     except Exception as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # else what decompresses means the bytes
+        # Without a number what decompresses means the bytes; a place before the file's beginning is damage too.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         # Damaged bytes: numpy, zipfile and what decompresses for them raise a dozen kinds.
         raise ValueError(
