@@ -128,19 +128,12 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
             keep(f"{name}-oscr", partial(draw_oscr, setting, sound, "softmax"), known)
             keep(f"{name}-oscr-logit", partial(draw_oscr, setting, sound, "logit"), known)
             keep(f"{name}-thresholds", partial(draw_thresholds, setting, sound), known)
-            of_angles = {
-                (_with_angles(entry) or entry.sound[0]).run: _with_angles(entry) is not None
-                for entry in sound[:_MAX_ANGLE_PANELS]
-            }
+            of_angles = _angles_here(sound[:_MAX_ANGLE_PANELS])
             keep(f"{name}-angles", partial(draw_angles, setting, sound), of_angles)
             shown = _models_in(folder / f"{name}-angles.png")
             more = [entry for entry in sound if not shown & {one.run for one in entry.sound}]
             if more:
-                of_more = {
-                    (_with_angles(entry) or entry.sound[0]).run: _with_angles(entry) is not None
-                    for entry in more
-                }
-                keep(f"{name}-angles-more", partial(draw_angles, setting, more), of_more)
+                keep(f"{name}-angles-more", partial(draw_angles, setting, more), _angles_here(more))
             else:
                 (folder / f"{name}-angles-more.png").unlink(missing_ok=True)
             if protocol == "toy_vis":
@@ -178,6 +171,14 @@ def _has_scores(entry: Entry) -> bool:
 def _with_angles(entry: Entry) -> Model | None:
     """Its first seed whose angles are kept."""
     return next((model for model in entry.sound if model.angles is not None), None)
+
+
+def _angles_here(entries: Iterable[Entry]) -> dict[str, bool]:
+    """The run that stands for each entry among angles, and whether its angles are here."""
+    return {
+        (_with_angles(entry) or entry.sound[0]).run: _with_angles(entry) is not None
+        for entry in entries
+    }
 
 
 def _models_in(file: Path) -> set[str]:
