@@ -90,15 +90,15 @@ def rows_of_arms(
                 "arm": arm.name, "loss": arm.loss, "options": arm.options, "preset": arm.preset, "seed": seed,
                 "epochs": config.epochs, "run": config.name,
             }  # fmt: skip
+            count = len(arms) * len(seeds)
+            place = f"{len(rows) + 1} of {count}, {arm.name}, seed {seed}"
+            logger.info("%s: %s", place, config.name)
             try:
                 row |= figures_of(config)
             except TrainingDiverged as error:
                 row["diverged"] = str(error)
             rows.append(row)
-            logger.info(
-                "%d of %d, %s, seed %d: %s", len(rows), len(arms) * len(seeds), arm.name, seed,
-                row.get("diverged") or f"accuracy {row['accuracy']:.4f}",
-            )  # fmt: skip
+            logger.info("%s: %s", place, row.get("diverged") or f"accuracy {row['accuracy']:.4f}")
     return rows
 
 
@@ -114,6 +114,7 @@ def compare_arms(
     device: str = "auto",
     per_class: int | None = None,
     score: str = "softmax",
+    show_progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Train and score every arm with every seed on the test part; rows as ``rows_of_arms`` makes them.
 
@@ -133,8 +134,10 @@ def compare_arms(
         if per_class is not None:
             shown = config.load_data(("train", "validation"), decoded=True)
             shown = replace(shown, train=at_most(shown.train, per_class))
-        run = train(config, runs=runs, show_progress=False, data=shown)
-        scored = score_test(run, device=config.device, scores=ALL_SCORES, show_progress=False)
+        run = train(config, runs=runs, show_progress=show_progress, data=shown)
+        scored = score_test(
+            run, device=config.device, scores=ALL_SCORES, show_progress=show_progress
+        )
         return open_set_figures(scored) | {REPLICATES: ccr_replicates(scored, score, FPR_TARGETS)}
 
     return rows_of_arms(arms, seeds, configure, figures_of)

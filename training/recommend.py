@@ -118,6 +118,7 @@ def judge(
     runs: Path,
     device: str = "auto",
     per_class: int | None = None,
+    show_progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Train every candidate without the hidden classes and judge it; one row each.
 
@@ -140,15 +141,19 @@ def judge(
         run = train(
             config,
             runs=runs,
-            show_progress=False,
+            show_progress=show_progress,
             data=shown,
             calibration=data_of_all.validation,
         )
         classifier = scoring_classifier(
-            run, shown, ALL_SCORES, device=config.device, show_progress=False
+            run, shown, ALL_SCORES, device=config.device, show_progress=show_progress
         )
         scored = score_split(
-            classifier, judges, shown.preprocessing, workers=config.workers, show_progress=False
+            classifier,
+            judges,
+            shown.preprocessing,
+            workers=config.workers,
+            show_progress=show_progress,
         )
         figures = open_set_figures(scored)
         return {
