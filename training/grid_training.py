@@ -282,7 +282,7 @@ def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
     rule = write_report(run)["rule"]
     names = list(scored.scores)
     if need_fitting(names):
-        data = run.protocol_data(("train", "validation"))
+        data = replace(data, train=run.protocol_data(("train",)).train)
     validation = score_split(
         scoring_classifier(run, data, names, device=device, show_progress=show_progress),
         data.validation,
