@@ -50,12 +50,12 @@ class Outcome:
     different: list[str] = dataclasses.field(default_factory=list)
 
 
-def _train(runs: Path, name: str) -> None:
+def _train(runs: Path, name: str, per_class: int) -> None:
     """One training process; checkpoints at every fourth step."""
     torch.set_num_threads(1)
     engine.LOG_EVERY = 4
     config = _config(name)
-    train(config, runs=runs, show_progress=False, data=_data(config))
+    train(config, runs=runs, show_progress=False, data=_data(config, per_class))
 
 
 def _config(name: str) -> TrainConfig:
@@ -65,22 +65,22 @@ def _config(name: str) -> TrainConfig:
     )
 
 
-def _data(config: TrainConfig) -> ProtocolData:
+def _data(config: TrainConfig, per_class: int) -> ProtocolData:
     """Few images: what is tested are the moments between steps, not what is learned."""
     data = config.load_data(("train", "validation"))
     return dataclasses.replace(
         data,
-        train=at_most(data.train, _PER_CLASS),
-        validation=at_most(data.validation, _PER_CLASS),
+        train=at_most(data.train, per_class),
+        validation=at_most(data.validation, per_class),
     )
 
 
 def _load() -> None:
-    _data(_config("warm-up"))
+    _data(_config("warm-up"), _PER_CLASS)
 
 
-def _start(runs: Path, name: str) -> Any:
-    process = _CONTEXT.Process(target=_train, args=(runs, name), name=name)
+def _start(runs: Path, name: str, per_class: int) -> Any:
+    process = _CONTEXT.Process(target=_train, args=(runs, name, per_class), name=name)
     process.start()
     return process
 
@@ -112,7 +112,14 @@ def _is_same(left: dict[str, Any], right: dict[str, Any]) -> bool:
     )
 
 
-def survive(kills: int, *, seed: int, runs: Path, show_progress: bool = True) -> Outcome:
+def survive(
+    kills: int,
+    *,
+    seed: int,
+    runs: Path,
+    per_class: int = _PER_CLASS,
+    show_progress: bool = True,
+) -> Outcome:
     """Kill that many training processes and compare how each round ends with an undisturbed run."""
     _CONTEXT.set_forkserver_preload(_PRELOADED)
     # Renders the glyphs and starts the server; what an undisturbed run takes is timed without that.
@@ -120,14 +127,14 @@ def survive(kills: int, *, seed: int, runs: Path, show_progress: bool = True) ->
     warm_up.start()
     _finish(warm_up)
     started = time.monotonic()
-    _finish(_start(runs, "undisturbed"))
+    _finish(_start(runs, "undisturbed", per_class))
     seconds = time.monotonic() - started
     expected = _result(runs / "undisturbed")
     moments, outcome, number = random.Random(seed), Outcome(), 0
     with tqdm(total=kills, desc="kills", disable=not show_progress) as bar:
         while outcome.kills < kills:
             name, number = f"round-{number}", number + 1
-            process = _start(runs, name)
+            process = _start(runs, name, per_class)
             process.join(moments.random() * seconds)
             if process.exitcode is not None:
                 continue  # it was faster than the moment
@@ -137,7 +144,7 @@ def survive(kills: int, *, seed: int, runs: Path, show_progress: bool = True) ->
             if (runs / name / LAST).is_file():
                 Run(runs / name).load_checkpoint()  # whole, whatever the moment
                 outcome.resumed += 1
-            _finish(_start(runs, name))
+            _finish(_start(runs, name, per_class))
             if not _is_same(_result(runs / name), expected):
                 outcome.different.append(name)
             bar.update()

@@ -31,12 +31,12 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The small glyphs protocol, cut to 640 training images."""
+    """The small glyphs protocol, cut to 320 training images: ten batches of 32."""
     from training.data import load_protocol
 
     data = load_protocol("glyphs", size="small", cache_dir=tmp_path_factory.mktemp("cache"))
-    choice = np.random.default_rng(0).permutation(len(data.train))[:640]
-    validation = np.random.default_rng(1).permutation(len(data.validation))[:300]
+    choice = np.random.default_rng(0).permutation(len(data.train))[:320]
+    validation = np.random.default_rng(1).permutation(len(data.validation))[:150]
     return dataclasses.replace(
         data, train=data.train.subset(choice), validation=data.validation.subset(validation)
     )
@@ -73,7 +73,7 @@ def test_run_killed_under_way_ends_with_the_very_same_weights(
     few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, stop_at: tuple[int, int]
 ) -> None:
     torch.set_num_threads(1)
-    options = {"batch_size": 64, "precision": "float32"}
+    options = {"batch_size": 32, "precision": "float32"}
     config = config_for(preset=preset, options=options)
     trainer_for(config, few, tmp_path / "whole").run()
     monkeypatch.setattr(engine, "LOG_EVERY", 2)
@@ -105,7 +105,7 @@ def test_run_killed_under_way_ends_with_the_very_same_weights(
 def test_interrupt_in_the_middle_of_a_step_saves_only_whole_steps(few: Any, tmp_path: Path) -> None:
     """Ctrl-C while batch norm has seen the batch and the optimizer has not."""
     torch.set_num_threads(1)
-    config = config_for(epochs=1, options={"batch_size": 64})
+    config = config_for(epochs=1, options={"batch_size": 32})
     trainer_for(config, few, tmp_path / "whole").run()
     broken = trainer_for(config, few, tmp_path / "broken")
     criterion, calls = broken.criterion.forward, []
@@ -210,7 +210,7 @@ def with_one_pixel_changed(data: Any) -> Any:
         lambda data: dataclasses.replace(
             data, train=data.train.subset(np.arange(2560)[::-1].copy())
         ),
-        lambda data: dataclasses.replace(data, validation=data.validation.subset(np.arange(299))),
+        lambda data: dataclasses.replace(data, validation=data.validation.subset(np.arange(149))),
     ],
 )
 def test_other_images_in_the_same_place_are_refused(few: Any, tmp_path: Path, change: Any) -> None:
@@ -590,12 +590,27 @@ def test_unknown_option_of_a_loss_is_one_clear_line() -> None:
         config_for("softmax", options={"cosine_margin": 0.3, "size": "small"})
 
 
+# The real command on 20 images of a class, with a checkpoint every fifth step.
+FEW_IMAGES = """
+import dataclasses, sys
+import training.engine, training.runs
+from training.data import at_most
+from training.train import main
+
+def few(*arguments, **options):
+    data = load_all(*arguments, **options)
+    return dataclasses.replace(data, train=at_most(data.train, 20))
+
+load_all, training.runs.load_protocol = training.runs.load_protocol, few
+training.engine.LOG_EVERY = 5
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_process_killed_at_a_random_moment_continues(tmp_path: Path) -> None:
     """kill -9 of the real command; the same command then ends with the weights of an undisturbed run."""
     command = [
-        sys.executable, "-c",
-        "import sys, training.engine as e; e.LOG_EVERY = 5; "
-        "from training.train import main; sys.exit(main(sys.argv[1:]))",
+        sys.executable, "-c", FEW_IMAGES,
         "--protocol", "glyphs", "--loss", "arc_os", "--epochs", "1", "--option", "size=small", "--quiet",
         "--device", "cpu", "--runs", str(tmp_path), "--option", "checkpoint_seconds=0",
     ]  # fmt: skip
@@ -620,10 +635,10 @@ def test_process_killed_at_a_random_moment_continues(tmp_path: Path) -> None:
 
 
 def test_random_kills_change_nothing(tmp_path: Path) -> None:
-    """Three of the fifty that ``make chaos`` does."""
+    """Three of the fifty that ``make chaos`` does, with fewer images."""
     from benchmarks.train_chaos import survive
 
-    outcome = survive(3, seed=1, runs=tmp_path, show_progress=False)
+    outcome = survive(3, seed=1, runs=tmp_path, per_class=16, show_progress=False)
     assert outcome.kills == 3
     assert outcome.resumed >= 1
     assert outcome.different == []
