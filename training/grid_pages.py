@@ -339,8 +339,8 @@ def _other_digits(settings: dict[Setting, list[Entry]]) -> list[str]:
     return [
         "## Tested with the other source's digits",
         "The same models, letters and thresholds; only the digits of the test are of the source that the model was not trained "
-        "with (other), beside those of its own. What a model learned of its digits' style is not in them. Differences are "
-        "paired: the same classes are drawn for both.",
+        "with (other), beside those of its own: they lack what a model may have learned of its own digits' style. Differences "
+        "are paired: the same classes are drawn for both.",
         *parts,
     ]
 
