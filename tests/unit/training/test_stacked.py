@@ -230,12 +230,16 @@ def test_recorded_step_depends_on_nothing_that_the_host_changes(
     assert Recording.made == [3] * (len(CONFIGS) + 1)
 
 
-@pytest.mark.parametrize("graphs", [True, False])
-@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
+ON_CUDA = [("cuda", True), ("cuda", False)] if torch.cuda.is_available() else []
+
+
+@pytest.mark.parametrize(("device", "graphs"), [("cpu", True), *ON_CUDA])
 def test_runs_side_by_side_on_each_device_learn_what_each_learns_alone(
     few: Any, tmp_path: Path, device: str, graphs: bool
 ) -> None:
-    configs = [dataclasses.replace(config, device=device) for config in CONFIGS]
+    # On a CPU, where there are no graphs and the first test sees equal bits, two show what a GPU is asked of all.
+    chosen = CONFIGS[1:3] if device == "cpu" else CONFIGS
+    configs = [dataclasses.replace(config, device=device) for config in chosen]
     for config in configs:
         train(config, runs=tmp_path / "alone", data=few, show_progress=False)
     folder = tmp_path / "stack"
