@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from openset.decision import accept
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.metrics import (
+    RULES,
     accuracy,
+    allowed_count,
     auroc,
     bootstrap_ccr_at_fpr,
     bootstrap_ccr_at_fprs,
@@ -21,6 +26,7 @@ from openset.metrics import (
     clopper_pearson,
     fpr_at_tau,
     oscr_curve,
+    threshold_at_fpr,
 )
 
 # The worked example of the science reference: foreign {.1 .4 .4 .9}; knowns .95 right, .9 right, .5 wrong, .4, .2 right.
@@ -60,6 +66,35 @@ def test_ccr_at_fpr_of_the_worked_example(
     assert ccr_at_fpr(curve, max_fpr=max_fpr, rule=rule) == (
         None if expected is None else pytest.approx(expected)
     )
+
+
+@pytest.mark.parametrize("max_fpr", ["0.001", "0.01", "0.07", "0.1", "0.29", "1"])
+def test_allowed_count_is_that_of_exact_fractions(max_fpr: str) -> None:
+    for count in range(1, 301):
+        product = Fraction(max_fpr) * count
+        assert allowed_count(float(max_fpr), count, "inclusive") == math.floor(product)
+        assert allowed_count(float(max_fpr), count, "strict") == math.ceil(product) - 1
+
+
+def test_rate_of_a_point_is_reached_at_this_point() -> None:
+    for count in range(1, 60):  # 1 / 49 * 49 is less than 1
+        scores = np.arange(count + 1.0)
+        curve = oscr_curve(scores, scores * 0, [UNKNOWN] * count + [0], against=UNKNOWN)
+        for fpr, threshold in zip(curve.fpr, curve.thresholds, strict=True):
+            assert threshold_at_fpr(curve, max_fpr=fpr) == threshold
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_fpr": 0.0}, "max_fpr must lie in"), ({"max_fpr": 1.001}, "max_fpr must lie in"),
+        ({"max_fpr": np.nan}, "max_fpr must lie in"), ({"max_fpr": 0.1, "rule": "lax"}, "rule must be one of"),
+    ],
+)  # fmt: skip
+def test_impossible_rates_and_unknown_rules_are_refused(options: dict, message: str) -> None:
+    curve = oscr_curve(SCORES, PREDICTIONS, LABELS, against=NEGATIVE)
+    with pytest.raises(ValueError, match=message):
+        ccr_at_fpr(curve, **options)
 
 
 def test_unreachable_rate_is_none_and_not_zero() -> None:
@@ -112,6 +147,13 @@ def test_groups_are_never_pooled() -> None:
     with_unknowns = oscr_curve(scores, predictions, labels, against=NEGATIVE)
     without = oscr_curve(scores[alone], predictions[alone], labels[alone], against=NEGATIVE)
     np.testing.assert_array_equal(with_unknowns.ccr, without.ccr)
+    assert ccr_at_zero_fpr([2.0, 3.0, 1.0], [0, 0, 0], [0, NEGATIVE, UNKNOWN], against=UNKNOWN) == 1
+
+
+def test_rate_of_a_group_that_is_not_there_is_none_and_not_zero() -> None:
+    assert fpr_at_tau([1.0], [0], tau=0.5, against=UNKNOWN) is None
+    assert auroc([1.0], [0], against=UNKNOWN) is None
+    assert auroc([1.0], [UNKNOWN], against=UNKNOWN) is None
 
 
 def test_no_foreign_sample_warns_and_reaches_nothing() -> None:
@@ -119,6 +161,13 @@ def test_no_foreign_sample_warns_and_reaches_nothing() -> None:
         curve = oscr_curve([1.0], [0], [0], against=UNKNOWN)
     assert ccr_at_fpr(curve, max_fpr=1.0) is None
     assert ccr_at_zero_fpr([1.0], [0], [0], against=UNKNOWN) is None
+
+
+def test_curve_needs_a_known_sample_and_a_label_for_every_score() -> None:
+    with pytest.raises(ValueError, match="at least one known"):
+        oscr_curve([1.0], [0], [UNKNOWN], against=UNKNOWN)
+    with pytest.raises(ValueError, match="equal length"):
+        oscr_curve([1.0, 2.0], [0], [0], against=UNKNOWN)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -143,10 +192,57 @@ def test_auroc_equals_scikit_learn() -> None:
     assert auroc(scores, labels, against=UNKNOWN) == pytest.approx(expected)
 
 
-def test_clopper_pearson_known_values() -> None:
-    assert clopper_pearson(0, 10)[0] == 0.0
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_clopper_pearson_equals_scipys_exact_interval(confidence: float) -> None:
     assert clopper_pearson(0, 10)[1] == pytest.approx(0.30850, abs=1e-5)
-    assert clopper_pearson(10, 10)[1] == 1.0
+    for successes in range(11):
+        expected = stats.binomtest(successes, 10).proportion_ci(confidence, "exact")
+        found = clopper_pearson(successes, 10, confidence=confidence)
+        assert found == pytest.approx((expected.low, expected.high))
+    with pytest.raises(ValueError, match="trials >= 1"):
+        clopper_pearson(0, 0)
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_bootstrap_is_the_metric_itself_on_samples_drawn_one_by_one(
+    rule: str, clustered: bool
+) -> None:
+    scores, predictions, labels = random_case(5, 300)
+    groups = np.random.default_rng(1).choice(list("AABBBCCCCDDDDD"), len(labels))
+    order = np.argsort(scores, kind="stable")
+    random = np.random.default_rng(0)
+
+    def drawn(members: np.ndarray) -> np.ndarray:
+        names = np.unique(groups[members]) if clustered else members
+        chosen = names[random.integers(0, len(names), len(names))]
+        return (
+            np.concatenate([members[groups[members] == name] for name in chosen])
+            if clustered
+            else chosen
+        )
+
+    found = []
+    for _ in range(100):
+        foreign, known = drawn(order[labels[order] == UNKNOWN]), drawn(order[labels[order] >= 0])
+        index = np.concatenate([foreign, known])
+        curve = oscr_curve(scores[index], predictions[index], labels[index], against=UNKNOWN)
+        found.append(ccr_at_fpr(curve, max_fpr=0.4, rule=rule))
+    interval = bootstrap_ccr_at_fpr(
+        scores, predictions, labels, groups, against=UNKNOWN, max_fpr=0.4, rule=rule, clustered=clustered,
+        repeats=100, confidence=0.8,
+    )  # fmt: skip
+    reached = [value for value in found if value is not None]
+    assert interval == pytest.approx(tuple(np.quantile(reached, [0.1, 0.9])))
+
+
+def test_bootstrap_bears_a_few_unreached_replicates_and_no_more() -> None:
+    # A replicate reaches the rate unless its best foreign score is drawn more often than may be accepted.
+    scores, labels = np.arange(11.0), np.array([UNKNOWN] * 10 + [0])
+    intervals = bootstrap_ccr_at_fprs(
+        scores, labels * 0, labels, labels, against=UNKNOWN, max_fprs=[0.2, 0.4]
+    )
+    assert intervals == {0.2: None, 0.4: (1.0, 1.0)}
 
 
 def test_bootstrap_interval_covers_the_estimate_and_clusters_widen_it() -> None:
