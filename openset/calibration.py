@@ -113,8 +113,11 @@ def smallest_attainable_fpr(n: int, *, confidence: float = DEFAULT_CONFIDENCE) -
 
 
 def negatives_needed(fpr: float, *, confidence: float = DEFAULT_CONFIDENCE) -> int:
-    """Fewest foreign scores that certify ``fpr``: ceil(ln delta / ln(1 - fpr))."""
-    return math.ceil(math.log1p(-confidence) / math.log1p(-fpr) - 1e-9)
+    """Fewest foreign scores that certify ``fpr``: ceil(ln delta / ln(1 - fpr)), a number that ``choose_threshold`` accepts."""
+    n = math.ceil(math.log1p(-confidence) / math.log1p(-fpr) - 1e-9)
+    while _allowed_accepted(n, fpr, confidence) < 0:
+        n += 1
+    return n
 
 
 def _allowed_accepted(n: int, fpr: float, confidence: float) -> int:
@@ -157,7 +160,7 @@ def choose_threshold(
 def _threshold(ascending: NDArray[Any], *, fpr: float, confidence: float) -> Threshold:
     """``choose_threshold`` on finite scores that are sorted and have the dtype of the comparison, (n,)."""
     n = len(ascending)
-    k = _allowed_accepted(n, fpr, confidence) if n else -1
+    k = _allowed_accepted(n, fpr, confidence)
     if k < 0:
         raise NotCertifiable(n=n, fpr=fpr, confidence=confidence)
     # The next value in the dtype of the comparison: rounded later, it would fall back on the score and accept the tie.

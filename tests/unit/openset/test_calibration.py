@@ -28,7 +28,7 @@ from openset.calibration import (
     save_score_sets,
     smallest_attainable_fpr,
 )
-from openset.labels import NEGATIVE
+from openset.labels import NEGATIVE, UNKNOWN
 from openset.metrics import ccr_at_tau
 
 
@@ -56,6 +56,11 @@ def test_bound_of_four_in_a_thousand() -> None:
     )
 
 
+@pytest.mark.parametrize(("n", "confidence"), [(1, 0.5), (2, 0.75), (3, 0.875)])
+def test_count_whose_probability_is_exactly_the_risk_is_allowed(n: int, confidence: float) -> None:
+    assert choose_threshold(np.arange(float(n)), fpr=0.5, confidence=confidence).k == 0
+
+
 @pytest.mark.parametrize(
     ("confidence", "fpr", "needed"),
     [
@@ -65,6 +70,8 @@ def test_bound_of_four_in_a_thousand() -> None:
         (0.95, 0.01, 299),
         (0.95, 0.001, 2_995),
         (0.99, 0.01, 459),
+        (0.814697981115, 0.1, 17),  # a hair more than 16 can promise
+        (0.931280523264, 0.2, 12),  # a hair less than 12 can
     ],
 )
 def test_fewest_negatives_and_one_less_is_refused(
@@ -152,14 +159,22 @@ def test_sorted_scores_choose_what_the_score_set_itself_gives() -> None:
         point = kept.operating_point(fpr=fpr, confidence=0.9)
         expected = choose_threshold(score_set.negative_scores("softmax"), fpr=fpr, confidence=0.9)
         assert Threshold(*(getattr(point, field.name) for field in fields(Threshold))) == expected
+        assert point == operating_point(score_set, score_type="softmax", fpr=fpr, confidence=0.9)
         assert point.expected_ccr == ccr_at_tau(
             scores, score_set.predictions, score_set.labels, tau=np.float32(point.tau)
         )
 
 
-def test_non_finite_scores_are_refused() -> None:
+def test_scores_that_are_not_finite_or_not_one_row_are_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         choose_threshold([np.nan] * 1000, fpr=0.1)
+    with pytest.raises(ValueError, match="one-dimensional"):
+        choose_threshold(np.zeros((1000, 1)), fpr=0.1)
+
+
+def test_no_negatives_can_promise_nothing() -> None:
+    with pytest.raises(NotCertifiable, match="with 0 calibration negatives"):
+        choose_threshold([], fpr=0.1)
 
 
 def test_p_value_counts_ties_as_at_least() -> None:
@@ -182,11 +197,40 @@ def make_score_set() -> ScoreSet:
     return ScoreSet(
         path="cpu-float32-eager-0",
         scores={"softmax": (random.normal(size=2000) + 3 * (labels >= 0)).astype(np.float32)},
-        predictions=labels.clip(0),
+        predictions=np.where(np.arange(2000) % 7, labels.clip(0), 9),
         labels=labels,
         groups=labels.astype(str),
         sample_ids=np.arange(2000).astype(str),
     )
+
+
+def test_unknowns_take_no_part_in_a_calibration() -> None:
+    score_set = make_score_set()
+    labels = score_set.labels.copy()
+    labels[1::4] = UNKNOWN
+    point = operating_point(replace(score_set, labels=labels), score_type="softmax", fpr=0.05)
+    negatives = score_set.scores["softmax"][3::4]
+    assert point.tau == choose_threshold(negatives, fpr=0.05).tau
+    np.testing.assert_array_equal(
+        replace(score_set, labels=labels).negative_scores("softmax"), negatives
+    )
+
+
+def test_score_set_without_knowns_promises_no_ccr() -> None:
+    score_set = make_score_set()
+    score_set = replace(score_set, labels=np.full(2000, NEGATIVE))
+    assert operating_point(score_set, score_type="softmax", fpr=0.05).expected_ccr is None
+
+
+def test_score_set_is_refused_with_a_broken_score_or_an_impossible_target() -> None:
+    score_set = make_score_set()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        operating_point(score_set, score_type="softmax", fpr=1.0)
+    score_set.scores["softmax"][4] = np.nan
+    with pytest.raises(ValueError, match="must be finite, got 1"):
+        operating_point(score_set, score_type="softmax", fpr=0.05)
+    with pytest.raises(ValueError, match=r"predictions must have shape \(2000,\)"):
+        replace(score_set, predictions=np.zeros(3, np.int64))
 
 
 def test_score_sets_survive_the_file_and_its_bytes(tmp_path: Path) -> None:
@@ -204,10 +248,12 @@ def test_operating_point_states_its_price_and_survives_json() -> None:
     point = operating_point(score_set, score_type="softmax", fpr=0.05)
     negatives = score_set.negative_scores("softmax")
     assert (negatives >= np.float32(point.tau)).sum() == point.accepted == point.k
-    assert point.expected_ccr == pytest.approx(
-        (score_set.scores["softmax"][score_set.labels >= 0] >= point.tau).mean()
-    )
+    is_right = (score_set.predictions == score_set.labels)[score_set.labels >= 0]
+    is_accepted = score_set.scores["softmax"][score_set.labels >= 0] >= np.float32(point.tau)
+    assert point.expected_ccr == pytest.approx((is_right & is_accepted).mean())
     assert OperatingPoint.from_dict(point.to_dict()) == point
+    with pytest.raises(ValueError, match="must have the keys"):
+        OperatingPoint.from_dict(point.to_dict() | {"area": 1.0})
 
 
 def test_unknown_score_type_names_the_known_ones() -> None:
