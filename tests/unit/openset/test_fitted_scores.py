@@ -12,6 +12,7 @@ from openset.artifact import BrokenArtifact, load_artifact, read_card, save_arti
 from openset.calibration import load_score_sets
 from openset.fitted_scores import ALL_SCORES, FITTED_SCORES, Ghost, Neco, choose_scores
 from openset.heads import OpenSetOutput, build_head
+from openset.labels import NEGATIVE
 from openset.model_card import ModelCard
 from openset.scores import SCORES
 from tests.factories import tiny_artifact, tiny_card
@@ -65,9 +66,13 @@ def test_ghost_ignores_dimensions_without_spread() -> None:
     assert torch.isfinite(before).all()
 
 
-def test_ghost_takes_all_samples_of_a_class_that_is_never_right_and_refuses_an_empty_one() -> None:
+@pytest.mark.parametrize("right", [0, 1])
+def test_ghost_takes_all_samples_of_a_class_with_fewer_than_two_right_and_refuses_an_empty_one(
+    right: int,
+) -> None:
     features, labels = features_of_classes()
-    predictions = torch.where(labels == 2, 0, labels)
+    predictions = labels.clone()
+    predictions[labels == 2] = torch.tensor([2] * right + [0] * (40 - right))
     score = Ghost.fit(features, predictions, labels, CLASSES)
     torch.testing.assert_close(score.means[2], features[labels == 2].mean(dim=0))
     with pytest.raises(ValueError, match="class 2"):
@@ -87,6 +92,27 @@ def test_neco_is_the_share_inside_the_principal_subspace_times_the_logit() -> No
         share = np.linalg.norm(leading @ phi) / np.linalg.norm(phi)
         expected = share * output.logits[row].max().item()
         assert value.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_neco_has_a_direction_less_than_there_are_classes_or_dimensions() -> None:
+    features, labels = features_of_classes()
+    assert Neco.fit(features, labels, labels, CLASSES).directions.shape == (CLASSES - 1, DIM)
+    assert Neco.fit(features, labels, labels, DIM + 2).directions.shape == (DIM - 1, DIM)
+    with pytest.raises(ValueError, match="more than 3 known"):
+        Neco.fit(features[:3], labels[:3], labels[:3], CLASSES)
+
+
+@pytest.mark.parametrize("name", FITTED_SCORES)
+def test_negatives_do_not_enter_the_state(name: str) -> None:
+    features, labels = features_of_classes()
+    more = (
+        torch.cat([features, features - 9]),
+        torch.cat([labels, torch.full_like(labels, NEGATIVE)]),
+    )
+    expected = FITTED_SCORES[name].fit(features, labels, labels, CLASSES).state_dict()
+    found = FITTED_SCORES[name].fit(more[0], more[1].clamp(min=0), more[1], CLASSES).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_neco_lowers_what_lies_outside_the_knowns_directions() -> None:

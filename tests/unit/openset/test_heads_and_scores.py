@@ -94,9 +94,29 @@ def test_projected_centers_stay_unit_in_training_only() -> None:
     assert head.weight.norm(dim=1)[0].item() == pytest.approx(1)
 
 
+def test_gradient_of_projected_centers_keeps_its_radial_part() -> None:
+    head = NormalizedHead(3, 4, normalization="soft", center_norm="projected")
+    features, weights = torch.randn(6, 4), torch.randn(6, 3)
+    (head(features).logits * weights).sum().backward()
+    torch.testing.assert_close(head.weight.grad, weights.T @ features)
+
+
+def test_centers_begin_as_xaviers_normal_and_those_of_normalized_heads_are_always_unit() -> None:
+    linear = build_head("none", num_classes=300, feature_dim=200)
+    assert linear.centers.std().item() == pytest.approx(math.sqrt(2 / 500), rel=0.02)
+    head = build_head("soft", num_classes=3, feature_dim=4)
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(3))
+    head.weight.data *= 3
+    torch.testing.assert_close(head.centers.norm(dim=1), torch.ones(3))
+
+
 @pytest.mark.parametrize(
     ("kind", "scale", "message"),
-    [("hard", None, "positive scale"), ("cosine", 1.0, "normalization")],
+    [
+        ("hard", None, "positive scale"),
+        ("hard", 0.0, "positive scale"),
+        ("cosine", 1.0, "normalization"),
+    ],
 )
 def test_impossible_heads_are_refused(kind: str, scale: float | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -129,9 +149,23 @@ def test_logit_score_is_the_largest_logit() -> None:
     assert SCORES["logit"](output_of([[1.0, 3.0, 2.0]])).item() == 3.0
 
 
+def test_energy_and_magnitude_are_their_formulas() -> None:
+    logits = torch.randn(20, 5)
+    output = output_of(logits.tolist())  # whose features are the logits
+    torch.testing.assert_close(SCORES["energy"](output), logits.exp().sum(dim=1).log())
+    expected = logits.norm(dim=1) * logits.exp().amax(dim=1) / logits.exp().sum(dim=1)
+    torch.testing.assert_close(SCORES["magnitude"](output), expected)
+
+
+def test_log_odds_of_a_single_class_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        SCORES["softmax"](output_of([[1.0]]))
+
+
 def test_probability_belongs_to_the_softmax_score_only() -> None:
     assert score_probability("softmax", 0.0) == 0.5
     assert score_probability("softmax", 2.0) == pytest.approx(1 / (1 + math.exp(-2)))
+    assert score_probability("softmax", -2.0) == pytest.approx(1 / (1 + math.exp(2)))
     assert score_probability("softmax", -2000.0) == pytest.approx(0, abs=1e-300)
     assert score_probability("logit", 2.0) is None
     assert score_probability("softmax", float("nan")) is None

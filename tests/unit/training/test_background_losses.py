@@ -108,7 +108,7 @@ def test_batch_of_negatives_alone_has_a_finite_loss_and_gradient() -> None:
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_softmax_score_counts_the_background_and_never_names_it() -> None:
+def test_probabilities_count_the_background_and_no_score_names_it() -> None:
     head, _ = build_loss("norm_bg", num_classes=3, feature_dim=2, scale=SCALE)
     head.weight.data = torch.tensor(CENTERS)
     assert head.background is not None
@@ -120,6 +120,10 @@ def test_softmax_score_counts_the_background_and_never_names_it() -> None:
     probability = output.all_logits[0].softmax(0)[: output.logits.shape[1]].max()
     torch.testing.assert_close(SCORES["softmax"](output)[0], torch.logit(probability))
     assert class_probabilities(output).sum() < 0.5
+    torch.testing.assert_close(SCORES["magnitude"](output)[0], output.features.norm() * probability)
+    # The background is nothing that is known.
+    assert SCORES["logit"](output) == output.logits.max()
+    torch.testing.assert_close(SCORES["energy"](output), output.logits.logsumexp(1))
 
 
 @pytest.mark.parametrize("center_norm", ["differentiable", "projected"])
