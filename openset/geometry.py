@@ -105,4 +105,4 @@ def cosines(products: Tensor, lengths: Tensor) -> Tensor:
 
 def angles(cosines: Tensor) -> Tensor:
     """Angles in radians, [0, pi], same shape. Not for use where a gradient is needed: it is infinite at 0 and pi."""
-    return torch.arccos(cosines.clamp(-1.0, 1.0))
+    return torch.arccos(cosines)
