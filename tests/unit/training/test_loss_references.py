@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from openset.heads import build_head
 from openset.labels import NEGATIVE
 from tests.references import RECIPES, loss_and_gradients, margin_cosine
 from training.losses import LOSSES, build_loss
-from training.losses.margins import AngularMargin, CosineMargin, MultiplicativeAngularMargin
+from training.losses.margins import (
+    AngularMargin,
+    CosineMargin,
+    LogitMargin,
+    MultiplicativeAngularMargin,
+    margin_logits,
+)
 
 CLASSES, WIDTH, SCALE = 5, 4, 6.0
 
@@ -145,17 +152,49 @@ def test_monotone_margin_keeps_falling_where_the_plain_one_is_cut() -> None:
     assert (plain == -1.0).all()
     np.testing.assert_allclose(monotone, cosines - 0.5 * math.sin(0.5))
     assert (monotone[1:] < monotone[:-1]).all()
+    half = AngularMargin(1.0, monotone=True).margin_cosine(cosines, 0.5)
+    torch.testing.assert_close(half, monotone)
 
 
-def test_margin_warm_up_grows_linearly_to_the_full_margin() -> None:
+@pytest.mark.parametrize(
+    "margin", [CosineMargin(), AngularMargin(), MultiplicativeAngularMargin(), LogitMargin()]
+)
+@pytest.mark.parametrize("normalization", ["none", "soft", "hard"])
+def test_margin_changes_the_target_of_knowns_alone(normalization: str, margin: Any) -> None:
+    labels = [0, 3, NEGATIVE, 1]
+    head = build_head(normalization, num_classes=CLASSES, feature_dim=WIDTH, scale=SCALE)
+    output = head(torch.randn(len(labels), WIDTH))
+    expected = torch.zeros(len(labels), CLASSES)
+    for row, label in ((0, 0), (1, 3), (3, 1)):
+        cosine, radius = output.cosines[row, label], output.radii.expand(-1, CLASSES)[row, label]
+        expected[row, label] = (
+            -margin.logit_margin
+            if isinstance(margin, LogitMargin)
+            else radius * (margin.margin_cosine(cosine, 1.0) - cosine)
+        )
+    change = margin_logits(output, torch.tensor(labels), margin) - output.logits
+    torch.testing.assert_close(change, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "nothing", "full"),
+    [
+        ("cos_eos", "cosine_margin", 0.0, 0.35), ("arc_eos", "angular_margin", 0.0, 0.5),
+        ("sphereface", "multiplicative_margin", 1.0, 1.2), ("sm_softmax", "logit_margin", 0.0, 0.3),
+    ],
+)  # fmt: skip
+def test_margin_warm_up_grows_linearly_to_the_full_margin(
+    name: str, option: str, nothing: float, full: float
+) -> None:
     labels = [0, 3, 1, 4]
     features, centers = batch(labels)
     head, criterion = build_loss(
-        "cos_eos", num_classes=CLASSES, feature_dim=WIDTH, scale=SCALE, margin_warmup_epochs=4
+        name, num_classes=CLASSES, feature_dim=WIDTH, scale=SCALE, margin_warmup_epochs=4
     )
     head.weight.data = torch.from_numpy(centers)
     output = head(torch.from_numpy(features))
     for epoch, share in ((0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0)):
         criterion.set_epoch(epoch)
-        expected = product("cos_eos", features, centers, labels, cosine_margin=0.35 * share)[0]
+        margin = {option: nothing + share * (full - nothing)}
+        expected = product(name, features, centers, labels, **margin)[0]
         assert criterion(output, torch.tensor(labels)).item() == pytest.approx(expected, rel=1e-9)
