@@ -18,14 +18,14 @@ from training.grid_statistics import (
     widened,
 )
 
-TARGETS = (0.01, 0.1, 0.5)
+TARGETS = (0.001, 0.01, 0.1, 0.5)
 
 
 def sample(seed: int = 0, spread: float = 1.0, shift: float = 3.0) -> ModelScores:
-    """Four known and five unknown classes whose mean scores differ; one decimal, so that scores tie."""
+    """Four known and five unknown classes of unequal size and mean score; one decimal, so that scores tie."""
     random = np.random.default_rng(seed)
-    labels = np.concatenate([np.repeat(np.arange(4), 60), np.repeat([UNKNOWN] * 5, 80)])
-    groups = np.concatenate([np.repeat(list("0123"), 60), np.repeat(list("PQRST"), 80)])
+    groups = np.repeat(list("0123PQRST"), [30, 50, 60, 100, 40, 60, 80, 100, 120])
+    labels = np.where(groups < "P", np.char.find("0123", groups), UNKNOWN)
     means = dict(zip("0123PQRST", random.normal(0, spread, 9), strict=True))
     scores = np.array([means[group] for group in groups]) + random.normal(0, 1, len(groups))
     scores += shift * (labels >= 0)
@@ -104,14 +104,21 @@ def test_replicates_equal_the_metrics_on_samples_drawn_class_by_class(rule: str)
         assert found["accuracy"][number] == pytest.approx(metrics.accuracy(predictions, labels))
 
 
+def test_same_classes_are_drawn_alike_and_others_apart() -> None:
+    draws = class_draws(list("ABCD"), 200)
+    assert (draws == class_draws(list("ABCD"), 200)).all()
+    assert (draws != class_draws(list("WXYZ"), 200)).any()
+
+
 def test_models_are_resampled_alike_so_that_a_constant_gain_has_no_spread() -> None:
     one = sample()
     known = one.labels >= 0
     worse = ModelScores(one.scores, one.predictions.copy(), one.labels, one.groups)
-    # Every known class loses the same number of images, whatever their score: the accuracy drops alike in each draw.
+    # Every known class loses the same share of images, whatever their score: the accuracy drops alike in each draw.
     for name in "0123":
-        right = np.flatnonzero(known & (one.groups == name) & (one.predictions == one.labels))
-        worse.predictions[right[:6]] = 99
+        own = known & (one.groups == name)
+        right = np.flatnonzero(own & (one.predictions == one.labels))
+        worse.predictions[right[: own.sum() // 10]] = 99
     gain = replicates(one)["accuracy"] - replicates(worse)["accuracy"]
     np.testing.assert_allclose(gain, 0.1)
     assert replicates(one)["accuracy"].std() > 0
@@ -142,9 +149,9 @@ def test_rate_that_no_replicate_reaches_has_no_interval() -> None:
 
 def test_interval_bears_a_few_unreached_replicates_and_no_more() -> None:
     values = np.linspace(0, 1, 1000)
-    values[:20] = np.nan
+    values[:25] = np.nan
     assert percentile_interval(values) is not None
-    values[:30] = np.nan
+    values[:26] = np.nan
     assert percentile_interval(values) is None
 
 
