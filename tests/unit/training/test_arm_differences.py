@@ -11,6 +11,7 @@ import pytest
 from openset.labels import NEGATIVE, UNKNOWN
 from tests.factories import scored_at
 from training.arm_differences import REPLICATES, baseline_of, ccr_replicates, differences
+from training.grid_statistics import widened
 from training.scoring import Scored
 
 
@@ -85,6 +86,21 @@ def test_what_both_arms_share_is_no_doubt_about_their_difference() -> None:
     assert low < 0 < 0.2 < high
 
 
+def test_interval_over_classes_is_of_the_mean_over_seeds_and_as_wide_as_the_fewest_classes_ask() -> (
+    None
+):
+    rows = [
+        row("a", 1, 0.5, spread=0.1), row("b", 1, 0.6, spread=0.3),
+        row("a", 2, 0.4, spread=0.1), row("b", 2, 0.6, spread=0.2),
+    ]  # fmt: skip
+    rows[2][REPLICATES]["classes"] = 5
+    half = 0.95 * (0.2 + 0.1) / 2
+    expected = widened((0.15 - half, 0.15 + half), 0.15, 5)
+    assert found_of(rows)["b"]["0.01"]["over_classes"] == pytest.approx(expected)
+    rows[2][REPLICATES]["classes"] = 1
+    assert found_of(rows)["b"]["0.01"]["over_classes"] is None
+
+
 def test_without_replicates_there_is_no_interval_over_classes() -> None:
     found = found_of([row("a", 1, 0.5), row("b", 1, 0.6, spread=0.1)])
     assert found["b"]["0.01"]["over_classes"] is None
@@ -104,3 +120,10 @@ def test_replicates_are_against_unknowns_and_not_negatives() -> None:
     assert found["classes"] == 1
     assert found["0.5"] == pytest.approx(1.0)
     assert ccr_replicates(judged([0, NEGATIVE, 0]), "softmax", (0.5,)) == {}
+
+
+@pytest.mark.parametrize(("knowns", "unknowns"), [("0012", "PPQQ"), ("0011", "PQRS")])
+def test_classes_of_replicates_are_of_the_group_with_fewer(knowns: str, unknowns: str) -> None:
+    labels = [*map(int, knowns), *[UNKNOWN] * len(unknowns)]
+    scored = replace(judged(labels), groups=np.array([*knowns, *unknowns]))
+    assert ccr_replicates(scored, "softmax", (0.5,))["classes"] == 2
