@@ -65,6 +65,13 @@ def test_impossible_scale_is_refused(scale: Any, message: str) -> None:
         build_loss("cos_eos", num_classes=5, feature_dim=5, scale=scale)
 
 
+@pytest.mark.parametrize(("rule", "fewest"), [("thesis", 2), ("margin_aware", 2), ("adacos", 3)])
+def test_rule_needs_classes_to_tell_apart(rule: str, fewest: int) -> None:
+    assert resolve_scale(rule, num_classes=fewest) > 0
+    with pytest.raises(ValueError, match=f"at least {fewest} classes"):
+        resolve_scale(rule, num_classes=fewest - 1)
+
+
 def test_margin_beyond_the_simplex_has_no_scale() -> None:
     with pytest.raises(ValueError, match="smaller margin"):
         resolve_scale("margin_aware", num_classes=5, margin=CosineMargin(1.3))
@@ -74,6 +81,12 @@ def test_margin_beyond_the_simplex_has_no_scale() -> None:
 def test_dynamic_scale_needs_a_hard_head(loss: str) -> None:
     with pytest.raises(ValueError, match="hard head"):
         build_loss(loss, num_classes=5, feature_dim=5, scale="adacos_dynamic")
+
+
+@pytest.mark.parametrize("probability", [0.2, 1.0])
+def test_probability_of_chance_or_certainty_has_no_scale(probability: float) -> None:
+    with pytest.raises(ValueError, match=r"between 1/C = 0\.2 and 1"):
+        resolve_scale("margin_aware", num_classes=5, probability=probability)
 
 
 def test_probability_belongs_to_the_margin_aware_scale_only() -> None:
@@ -94,8 +107,9 @@ def adacos_by_hand(cosines: list[list[float]], labels: list[int], scale: float) 
     return math.log(mean) / math.cos(min(math.pi / 4, median))
 
 
-def test_dynamic_scale_follows_the_paper_and_carries_no_gradient() -> None:
-    head, criterion = build_loss("norm_eos", num_classes=5, feature_dim=3, scale="adacos_dynamic")
+@pytest.mark.parametrize("loss_name", ["norm_eos", "norm_bg"])
+def test_dynamic_scale_follows_the_paper_and_carries_no_gradient(loss_name: str) -> None:
+    head, criterion = build_loss(loss_name, num_classes=5, feature_dim=3, scale="adacos_dynamic")
     scale = math.sqrt(2) * math.log(4)
     assert criterion.adapted_scale == pytest.approx(scale)
     generator = torch.Generator().manual_seed(3)
@@ -108,7 +122,7 @@ def test_dynamic_scale_follows_the_paper_and_carries_no_gradient() -> None:
         (gradient,) = torch.autograd.grad(loss, features)
         assert criterion.adapted_scale is not None
         fixed_head, fixed = build_loss(
-            "norm_eos", num_classes=5, feature_dim=3, scale=criterion.adapted_scale
+            loss_name, num_classes=5, feature_dim=3, scale=criterion.adapted_scale
         )
         fixed_head.load_state_dict(head.state_dict())
         expected = fixed(fixed_head(features), torch.tensor(labels))
