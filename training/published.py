@@ -85,7 +85,7 @@ def published_interval(protocol: str, loss: str, column: str) -> Interval | None
     if protocol == "toy":
         uses_negatives = LOSSES[loss].uses_negatives
         if not uses_negatives and column == "0.001":
-            return value / _TOY_FACTOR, min(1.0, value * _TOY_FACTOR)
+            return value / _TOY_FACTOR, value * _TOY_FACTOR
         half = _TOY_SPREAD[uses_negatives][column]
     elif has_replicates(protocol, column):
         half = _P2_SPREAD[column]

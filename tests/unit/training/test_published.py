@@ -44,6 +44,8 @@ def test_every_published_loss_is_one_of_ours_and_each_table_is_complete() -> Non
 
 def test_spread_of_a_run_is_that_of_replicates_where_there_are_any() -> None:
     assert published_interval("toy", "arc_eos", "0.01") == pytest.approx((0.9873, 0.9993))
+    assert published_interval("toy", "arc_eos", "0.001") == pytest.approx((0.9653, 1.0))
+    assert published_interval("toy", "cosface", "accuracy") == pytest.approx((0.9919, 0.9949))
     assert published_interval("toy", "cosface", "0.01") == pytest.approx((0.1089, 0.4489))
     # Two runs without negatives differ by a factor of about three at the lowest rate.
     assert published_interval("toy", "cosface", "0.001") == pytest.approx((0.0361 / 3, 0.1083))
@@ -60,5 +62,6 @@ def test_spread_of_a_run_is_that_of_replicates_where_there_are_any() -> None:
 
 def test_later_runs_of_the_author_name_their_settings() -> None:
     assert replicate("toy", "softmax", "0.01") == (0.2159, "equal")
+    assert replicate("toy", "eos", "0.01") == (0.979, "equal")  # there was one on the day before
     assert replicate("toy", "os", "0.001") == (0.9365, "xi 15")
     assert replicate("toy", "cos_eos_sfn", "0.01") is None

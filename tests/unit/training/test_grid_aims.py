@@ -1,0 +1,112 @@
+"""What counts towards the aims, and how far they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from training.grid import all_classes, default_epochs
+from training.grid_aims import Aim, aims, recommended_score
+from training.grid_results import Setting
+from training.grid_rows import VALIDATION_GROUP
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """An entry with one CCR for every rate, or one by score on the validation's negatives."""
+
+    loss: str
+    ccr: float | dict[str, float]
+    digits: str = "mnist"
+    preset: str = "thesis"
+    options: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+    is_recommended: bool = False
+
+    @property
+    def setting(self) -> Setting:
+        values = {
+            "epochs": default_epochs("toy"),
+            "classes": all_classes("toy"),
+            "as_published": True,
+        }
+        return Setting("toy", self.preset, self.digits, **(values | self.changes))
+
+    @property
+    def label(self) -> str:
+        return self.loss
+
+    def mean(self, column: str, *, group: str = "unknowns", score: str = "softmax") -> float:
+        if isinstance(self.ccr, float):
+            return self.ccr
+        return self.ccr[score] if (column, group) == ("0.01", VALIDATION_GROUP) else 0.0
+
+
+def aims_of(*entries: Judged) -> dict[tuple[str, str], Aim]:
+    """By source of the digits and first word of the figure; of several rates the last."""
+    settings: dict[Setting, Any] = {}
+    for entry in entries:
+        settings.setdefault(entry.setting, []).append(entry)
+    found = aims(settings, "toy")
+    return {(aim.digits, aim.what.split()[0]): aim for aim in found}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"epochs": 1}, {"classes": "10/5/5"}, {"data_options": (("image_size", 14),)}]
+)
+def test_full_trainings_on_all_data_count_alone(changes: dict[str, Any]) -> None:
+    key = ("mnist", "best")
+    assert aims_of(Judged("softmax", 0.5))[key].reached == 0.5
+    assert aims_of(Judged("softmax", 0.5, changes=changes))[key].reached is None
+
+
+def test_best_of_those_without_negatives_is_the_largest_of_them() -> None:
+    entries = [
+        Judged("softmax", 0.3),
+        Judged("cosface", 0.6),
+        Judged("arcface", 0.4),
+        Judged("eos", 0.9),
+    ]
+    found = aims_of(*entries)["mnist", "best"]
+    assert (found.reached, found.by) == (0.6, "`cosface`, thesis preset, best of 3 that were run")
+    assert found.distance == pytest.approx(0.6 - 0.65)
+
+
+def test_recommended_is_judged_with_mnist_and_its_misses_with_emnist_against_the_best_plain_loss() -> (
+    None
+):
+    recommended = "`recommended`:"
+    found = aims_of(
+        Judged("cos_bg", 0.995, is_recommended=True),
+        Judged("cos_bg", 0.96, digits="emnist", is_recommended=True),
+        Judged("eos", 0.8, digits="emnist"),
+        Judged("cos_eos", 0.9, digits="emnist"),
+        # Neither a loss of ours, nor another preset, nor options are the thesis.
+        Judged("cos_bg", 0.99, digits="emnist"),
+        Judged("cos_eos", 0.99, digits="emnist", preset="modern"),
+        Judged("cos_eos", 0.99, digits="emnist", options={"feature_bias": False}),
+    )
+    assert found["mnist", recommended].reached == 0.995
+    missed = found["emnist", recommended]
+    assert missed.reached == pytest.approx(1 - 0.04 / 0.1)
+    assert "against `cos_eos`, best of 2 that were run" in missed.by
+    assert missed.command == ""
+    alone = aims_of(Judged("cos_bg", 0.96, digits="emnist", is_recommended=True))
+    assert alone["emnist", recommended].reached is None
+    assert "LOSSES=cos_eos SEEDS=3 DIGITS=emnist" in alone["emnist", recommended].command
+
+
+def test_of_several_scores_the_one_counts_that_is_best_on_the_validations_negatives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    several = SimpleNamespace(scores=("softmax", "logit", "energy"))
+    monkeypatch.setattr("training.grid_aims.recommendation", lambda _: several)
+    by_score = {"softmax": 0.4, "logit": 0.6, "energy": 0.5}
+    assert recommended_score(Judged("cos_bg", by_score)) == "logit"  # type: ignore[arg-type]
+
+
+def test_protocols_but_toy_have_no_aims() -> None:
+    assert aims({}, "p1") == []
