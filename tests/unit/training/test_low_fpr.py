@@ -33,6 +33,17 @@ def test_nearer_foreign_samples_are_the_foreign_cause_alone() -> None:
     assert found.threshold_deg == (pytest.approx(60, abs=0.01), pytest.approx(30, abs=0.01))
 
 
+def test_angle_of_a_foreign_sample_is_to_its_nearest_center_and_of_a_known_to_its_own() -> None:
+    behind = scored_at([179.0, *KNOWNS], [179.0], wrong=1)  # the second center is at arccos(-.99)
+    found = causes(behind, behind, max_fpr=1.0)
+    assert found.threshold_deg == pytest.approx([171.89] * 2, abs=0.01)
+    outcomes = outcome_groups(behind, "softmax", max_fpr=1.0, against=UNKNOWN)
+    assert outcomes is not None
+    groups = outcomes["groups"]
+    assert groups["foreign, accepted"]["angle_deg"]["0.5"] == pytest.approx(171.89, abs=0.01)
+    assert groups["known, wrong, accepted"]["angle_deg"]["0.5"] == pytest.approx(179, abs=0.01)
+
+
 def test_farther_knowns_are_the_known_cause_alone() -> None:
     found = causes(scored_at(KNOWNS, FOREIGN), scored_at([a + 20 for a in KNOWNS], FOREIGN))
     assert (found.foreign, found.known) == (pytest.approx(0), pytest.approx(-0.2))
@@ -66,7 +77,8 @@ def test_outcomes_are_counted_and_measured_at_the_operating_point() -> None:
         "known, right, accepted": 5, "known, right, rejected": 4, "known, wrong, accepted": 1,
         "known, wrong, rejected": 0, "foreign, accepted": 1, "foreign, rejected": 3,
     }  # fmt: skip
-    assert groups["known, right, rejected"]["angle_deg"]["0.5"] == pytest.approx(80, abs=0.01)
+    angles = groups["known, right, rejected"]["angle_deg"]
+    assert angles == pytest.approx({"0.05": 66.5, "0.5": 80, "0.95": 93.5}, abs=0.01)
     assert groups["foreign, accepted"]["share"] == 0.25
     assert groups["foreign, rejected"]["magnitude"]["0.5"] == pytest.approx(2)
     assert groups["known, wrong, rejected"]["angle_deg"] is None
@@ -107,7 +119,7 @@ def test_command_compares_stored_runs_and_names_what_is_missing(
 def test_several_seeds_of_an_arm_give_a_mean_with_its_interval(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    shifts = {"a1": 0, "a2": 0, "b1": 30, "b2": 10}
+    shifts = {"a1": 0, "a2": 10, "b1": 30, "b2": 10}
     for name, shift in shifts.items():
         (tmp_path / name).mkdir()
         scored_at(KNOWNS, [a - shift for a in FOREIGN]).save(tmp_path / name / "scores.npz")
@@ -126,13 +138,25 @@ def test_several_seeds_of_an_arm_give_a_mean_with_its_interval(
     ]
     assert low_fpr.main([*arguments, paths("b1", "b2")]) == 0
     row = json.loads((tmp_path / "out.json").read_text())["rows"][1]
+    assert [one["ccr"] for one in row["runs"]] == [0.3, 0.5]
     each = [one["causes"]["foreign"] for one in row["runs"]]
-    assert each[0] != each[1]
+    assert each == pytest.approx([-0.3, 0])  # each seed against the same seed of the baseline
     assert row["causes"]["foreign"]["mean"] == pytest.approx(sum(each) / 2)
     assert row["causes"]["foreign"]["interval"] == pytest.approx(seed_interval(each))
-    assert "±" in capsys.readouterr().out
+    assert "0.4000 ±1.2706" in capsys.readouterr().out  # 12.706 standard errors of .1
     assert low_fpr.main([*arguments, paths("b1")]) == 1
     assert "as many runs as the baseline" in caplog.records[-1].message
+
+
+def test_mean_over_seeds_needs_all_of_them_to_reach_the_rate(tmp_path: Path) -> None:
+    for name, foreign in (("a1", FOREIGN), ("a2", FOREIGN), ("b1", FOREIGN), ("b2", [60.0] * 4)):
+        (tmp_path / name).mkdir()
+        scored_at(KNOWNS, foreign).save(tmp_path / name / "scores.npz")
+    arms = [[tmp_path / "a1", tmp_path / "a2"], [tmp_path / "b1", tmp_path / "b2"]]
+    _, row = low_fpr.analyse(arms, score="softmax", max_fpr=0.25, against=UNKNOWN)
+    assert row["runs"][0]["ccr"] == 0.6
+    nothing = {"mean": None, "interval": None}
+    assert row["ccr"] == row["causes"]["foreign"] == nothing
 
 
 def test_runs_without_negatives_cannot_be_judged_against_them() -> None:
