@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,26 @@ from training import grid_figures, grid_pages, grid_report, grid_tables
 from training.evaluation import REPORT, SCORES_FILE
 from training.grid import Cell, plan
 from training.grid_figures import copy_sheets
-from training.grid_results import difference, group_rows
-from training.grid_rows import CELL_FILE, Row, cell_columns, merge_rows, read_rows, stored_rows
+from training.grid_results import Difference, difference, group_rows
+from training.grid_rows import (
+    CELL_FILE,
+    OTHER_DIGITS_GROUP,
+    Row,
+    cell_columns,
+    merge_rows,
+    read_rows,
+    stored_rows,
+)
+from training.grid_statistics import (
+    percentile_interval,
+    seed_difference_interval,
+    seed_interval,
+    widened,
+)
 from training.grid_summaries import Summary
 from training.grid_tables import (
+    difference_text,
+    figure_text,
     interval_text,
     name_text,
     number,
@@ -552,6 +569,113 @@ def test_means_outside_the_published_spread_are_named(
     assert grid_tables.verdict_summary("toy", entries).endswith("no figure can be compared yet.")
 
 
+def test_options_have_no_verdict(grid: Path) -> None:
+    rows = rows_of_cos_eos(grid, [0.5], None)
+    [entry] = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
+    with_options = replace(entry, options={"feature_bias": False})
+    assert outside_published([entry, with_options]) == outside_published([entry])
+    assert "0 of 14 published rows" in grid_tables.verdict_summary("toy", [with_options])
+
+
+def test_conclusion_counts_what_both_intervals_establish(monkeypatch: pytest.MonkeyPatch) -> None:
+    up, down, open_ = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3)
+    found = [
+        Difference(0.2, up, up), Difference(0.2, up, up), Difference(-0.2, down, down), Difference(0.1, up, open_),
+        Difference(0.1, open_, up), Difference(0.2, None, up), Difference(0.2, up, None), None,
+    ]  # fmt: skip
+    monkeypatch.setattr(grid_tables, "COLUMNS", ("0.01",))
+    monkeypatch.setattr(grid_tables, "benchmarks_of", lambda *_: [None])
+    monkeypatch.setattr(grid_tables, "difference", lambda entry, *_: entry)
+    text = grid_tables.conclusion(found)
+    assert "CCR@1e-2: 2 better and 1 worse than a benchmark, 2 open. Of 5 comparisons" in text
+    assert "about 0.2 would" in text
+    assert grid_tables.conclusion(found[5:]).startswith("No difference has both intervals yet")
+
+
+def test_difference_is_bold_where_both_intervals_exclude_zero() -> None:
+    up, down, across = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3)
+    assert difference_text(Difference(0.2, up, up)) == "**+.2000** ±.1000 [.100, .300]"
+    assert difference_text(Difference(-0.2, down, down)) == "**−.2000** ±.1000 [−.300, −.100]"
+    assert difference_text(Difference(0.2, up, across)) == "+.2000 ±.1000 [−.100, .300]"
+    assert difference_text(Difference(0.1, across, up)) == "+.1000 ±.2000 [.100, .300]"
+    assert difference_text(Difference(0.2, None, up)) == "+.2000 [.100, .300]"
+    assert difference_text(None) == "–"
+
+
+def test_figure_has_the_half_width_of_its_interval_over_seeds(grid: Path) -> None:
+    rows = rows_of_cos_eos(grid, [0.8, 0.9], None)
+    [entry] = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
+    assert figure_text(entry, "0.01") == ".8500 ±.6353"  # 12.706 standard errors of .05
+
+
+def test_intervals_are_of_paired_replicates_and_of_seeds_paired_within_models(grid: Path) -> None:
+    settings = group_rows(read_rows(grid / "results/toy.json"), grid / "runs", grid / "results")
+    [first, second, *_] = settings[published_setting("toy")]
+    ours, theirs = (entry.replicates("unknowns", "softmax") for entry in (first, second))
+    assert ours is not None
+    assert theirs is not None
+    low, high = widened(percentile_interval(theirs["0.1"]), second.mean("0.1"), 10)
+    assert second.over_classes("0.1") == pytest.approx((max(0.0, low), min(1.0, high)))
+    found = difference(first, second, "0.1")
+    assert found is not None
+    expected = widened(percentile_interval(ours["0.1"] - theirs["0.1"]), found.value, 10)
+    assert found.over_classes == pytest.approx(expected)
+    values = [entry.values("0.1") for entry in (first, second)]
+    assert found.over_seeds == pytest.approx(seed_difference_interval(*values))
+    change = difference(second, second, "0.1", scores=("logit", "softmax"))
+    assert change is not None
+    by_seed = np.subtract(second.values("0.1", score="logit"), second.values("0.1"))
+    assert change.value == pytest.approx(by_seed.mean())
+    assert change.value != 0
+    assert change.over_seeds == pytest.approx(seed_interval(by_seed.tolist()))
+    line = line_of(grid_tables.score_table([second]), second.label)
+    assert line[9] == difference_text(change)
+
+
+def test_stored_interval_is_that_of_one_model_and_not_of_several(grid: Path) -> None:
+    for values, expected in (([0.8], True), ([0.8, 0.9], False)):
+        rows = rows_of_cos_eos(grid, values, [0.5, 0.9])
+        [entry] = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
+        assert (entry.over_classes("0.01") is not None) == expected
+
+
+def test_score_of_an_older_evaluation_is_not_shown(grid: Path) -> None:
+    rows = rows_of_cos_eos(grid, [0.8], None)
+    older = [row | {"evaluated": "2025-01-01", "score": "former"} for row in rows]
+    [entry] = group_rows(rows + older, grid / "none", grid / "none")[published_setting("toy")]
+    assert entry.mean("0.01") == 0.8
+    assert entry.mean("0.01", score="former") is None
+
+
+def test_published_setting_is_what_the_thesis_trained() -> None:
+    setting = published_setting("toy")
+    assert setting.is_published
+    for changes in (
+        {"digits": "emnist"}, {"preset": "modern"}, {"as_published": False}, {"epochs": 1},
+        {"classes": "10/5/5"}, {"data_options": (("image_size", 14),)},
+    ):  # fmt: skip
+        assert not replace(setting, **changes).is_published
+
+
+def test_classes_of_a_figure_are_of_the_group_with_fewer() -> None:
+    setting = replace(published_setting("toy"), classes="30/11/20")
+    groups = ("unknowns", OTHER_DIGITS_GROUP, "negatives", "validation_negatives")
+    assert [setting.class_count(group, "0.1") for group in groups] == [20, 20, 11, 11]
+    assert setting.class_count("unknowns", "accuracy") == 30
+    assert replace(setting, classes="10/11/20").class_count("unknowns", "0.1") == 10
+
+
+def test_ccr_without_a_foreign_image_is_the_mean_with_its_range_and_needs_every_seed() -> None:
+    models = [
+        SimpleNamespace(rows={("unknowns", "softmax"): {"ccr_at_zero_fpr": value}}, diverged=None)
+        for value in (0.2, 0.3, 0.7)
+    ]
+    entry = SimpleNamespace(label="eos", models=models, sound=models)
+    assert line_of(grid_tables.zero_table([entry]), "eos")[3] == ".4000 (.2000 to .7000)"
+    models[1].rows.clear()
+    assert line_of(grid_tables.zero_table([entry]), "eos")[3] == ""
+
+
 def test_losses_that_a_setting_lacks_stand_there_with_their_command(tmp_path: Path) -> None:
     for loss in ("cos_eos", "eos"):
         [cell] = cells(loss, seeds=1, digits=["emnist"])
@@ -717,6 +841,7 @@ def test_interval_of_a_difference_stays_within_what_is_possible(
     found = difference(first, second, "0.1")
     assert found is not None
     assert found.over_classes == (-1.0, 1.0)
+    assert first.over_classes("0.1") == (0.0, 1.0)
 
 
 def test_photographs_have_the_panels_of_the_thesis(tmp_path: Path) -> None:
