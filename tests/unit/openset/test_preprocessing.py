@@ -34,7 +34,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "size", [(301, 200), (500, 375), (64, 64), (77, 133), (224, 224), (256, 256)]
+    "size", [(301, 200), (500, 375), (64, 64), (77, 133), (57, 50), (224, 224), (256, 256)]
 )
 def test_transform_equals_torchvisions_resize_and_center_crop(size: tuple[int, int]) -> None:
     image = color_image(*size)
