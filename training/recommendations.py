@@ -56,6 +56,13 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
         evidence="docs/results/recommend-glyphs.json",
         provisional=True,
     ),
+    "p3": Recommendation(
+        "os",
+        "modern",
+        ("softmax",),
+        evidence="docs/results/recommend-p3.json",
+        provisional=True,
+    ),
     "toy": Recommendation(
         "cos_eos",
         "thesis",
