@@ -76,7 +76,7 @@ def _data(config: TrainConfig, per_class: int) -> ProtocolData:
 
 
 def _load() -> None:
-    _data(_config("warm-up"), _PER_CLASS)
+    _config("warm-up").load_data(("train", "validation"))
 
 
 def _start(runs: Path, name: str, per_class: int) -> Any:
@@ -120,7 +120,7 @@ def survive(
     per_class: int = _PER_CLASS,
     show_progress: bool = True,
 ) -> Outcome:
-    """Kill that many training processes and compare how each round ends with an undisturbed run."""
+    """Kill that many training processes, on so many images a class, and compare each round's end with an undisturbed run."""
     _CONTEXT.set_forkserver_preload(_PRELOADED)
     # Renders the glyphs and starts the server; what an undisturbed run takes is timed without that.
     warm_up = _CONTEXT.Process(target=_load, name="warm-up")

@@ -104,5 +104,8 @@ def cosines(products: Tensor, lengths: Tensor) -> Tensor:
 
 
 def angles(cosines: Tensor) -> Tensor:
-    """Angles in radians, [0, pi], same shape. Not for use where a gradient is needed: it is infinite at 0 and pi."""
+    """Angles in radians, [0, pi], same shape, of cosines in [-1, 1] as ``cosines`` makes them.
+
+    Not for use where a gradient is needed: it is infinite at 0 and pi.
+    """
     return torch.arccos(cosines)

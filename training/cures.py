@@ -119,7 +119,7 @@ def compare_arms(
     """Train and score every arm with every seed on the test part; rows as ``rows_of_arms`` makes them.
 
     ``per_class`` training images of every class stand for all of them, where there is no time for more. Replicates are
-    those of ``score``.
+    those of ``score``; ``show_progress`` draws bars.
     """
 
     def configure(arm: Arm, seed: int) -> TrainConfig:

@@ -122,7 +122,8 @@ def judge(
 ) -> list[dict[str, Any]]:
     """Train every candidate without the hidden classes and judge it; one row each.
 
-    ``per_class`` training images of every class stand for all of them, where there is no time for more.
+    ``per_class`` training images of every class stand for all of them, where there is no time for more;
+    ``show_progress`` draws bars.
     """
 
     def configure(arm: Arm, seed: int) -> TrainConfig:
