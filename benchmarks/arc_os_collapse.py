@@ -36,6 +36,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "arc_os, lambda above bound": ("arc_os", {"magnitude_weight": "above_bound"}),
     "arc_os, margin warm-up": ("arc_os", {"margin_warmup_epochs": 1}),
     "arc_os, known, detach_radial": ("arc_os", {"cce_mean": "known", "detach_radial": True}),
+    "arc_os, known, clipped gradient": ("arc_os", {"cce_mean": "known", "max_gradient_norm": 5.0}),
 }
 
 
@@ -62,7 +63,14 @@ class Clusters:
 def train_arm(
     loss: str, options: dict[str, Any], *, steps: int, noise: float, seed: int, measure_every: int
 ) -> list[dict[str, float]]:
-    """Train one arm; at every measurement the share right and the mean magnitudes of fresh samples."""
+    """Train one arm; at every measurement the share right and the mean magnitudes of fresh samples.
+
+    ``max_gradient_norm`` among the options is the preset's, to which gradients are clipped; ``clipped`` counts the steps in
+    which that changed something.
+    """
+    options = dict(options)
+    limit = options.pop("max_gradient_norm", math.inf)
+    clipped = 0
     torch.manual_seed(seed)
     network = nn.Sequential(
         nn.Linear(INPUTS, WIDTH), nn.ReLU(), nn.BatchNorm1d(WIDTH),
@@ -84,6 +92,7 @@ def train_arm(
         value = criterion(head(network(batch)), batch_labels)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
+        clipped += int(nn.utils.clip_grad_norm_(parameters, limit) > limit)
         optimizer.step()
         if step % measure_every == 0:
             network.eval()
@@ -99,6 +108,7 @@ def train_arm(
                     "accuracy": float(right[known].float().mean()),
                     "known_magnitude": float(lengths[known].mean()),
                     "negative_magnitude": float(lengths[~known].mean()),
+                    "clipped": clipped,
                 }
             )
             if not math.isfinite(value.item()):

@@ -39,6 +39,7 @@ CURES: dict[str, list[Arm]] = {
             "arc_os, lambda above bound", "arc_os", {"scale": 17, "magnitude_weight": "above_bound"}
         ),
         Arm("arc_os, margin warm-up", "arc_os", {"scale": 17, "margin_warmup_epochs": 2}),
+        Arm("arc_os, clipped gradient", "arc_os", {"scale": 17, "max_gradient_norm": 5.0}),
     ],
     "arc_os_stress": [
         Arm("norm_os, lambda=.001", "norm_os", {"scale": 17, "magnitude_weight": 0.001}),
@@ -77,10 +78,14 @@ CURES: dict[str, list[Arm]] = {
         )
     ],
     "background": [
-        Arm(name, name)
-        for name in (
-            "cos_eos", "arc_eos", "bg", "norm_bg", "cos_bg", "arc_bg", "cos_bg_sfn", "arc_bg_sfn",
-        )
+        *(
+            Arm(name, name)
+            for name in (
+                "cos_eos", "arc_eos", "bg", "norm_bg", "cos_bg", "arc_bg", "cos_bg_sfn", "arc_bg_sfn",
+            )
+        ),
+        Arm("cos_bg_sfn, no margin", "cos_bg_sfn", {"cosine_margin": 0.0}),
+        Arm("cos_bg_sfn, background_margin", "cos_bg_sfn", {"background_margin": True}),
     ],
     "preset": [
         Arm(f"{loss}, {preset}", loss, preset=preset)

@@ -63,6 +63,15 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
         evidence="docs/results/recommend-p3.json",
         provisional=True,
     ),
+    # With a hard head the entropic loss asks the same cosine to every center of a negative, and no point of two dimensions
+    # has that: Margin-EOS is out.
+    "toy_vis": Recommendation(
+        "os",
+        "modern",
+        ("softmax",),
+        evidence=_UNMEASURED.format("toy_vis"),
+        provisional=True,
+    ),
     "toy": Recommendation(
         "cos_eos",
         "thesis",

@@ -450,7 +450,7 @@ def test_diverged_arm_has_its_row_and_the_others_their_figures(
     arguments = ["--cure", "arc_os", "--json", str(tmp_path / "rows.json")]
     assert cures.main(arguments) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert [("diverged" in row) for row in rows] == [False, False, True, False, False]
+    assert [("diverged" in row) for row in rows] == [False, False, True, False, False, False]
     assert rows[0]["ccr_at_fpr"]["softmax"]["unknown"]["0.1"] is None
     assert rows[0]["mean_magnitude"]["unknown"] == pytest.approx(2)
     assert "diverged" in capsys.readouterr().out
