@@ -132,6 +132,9 @@ _OF_CHARACTERS: list[Arm] = [
     Arm(
         "cos_eos, thesis, turned, adacos", "cos_eos", {"turned_negatives": 0.875, "scale": "adacos"}
     ),
+    Arm(
+        "cos_eos, thesis, turned, K=512", "cos_eos", {"turned_negatives": 0.875, "feature_dim": 512}
+    ),
     Arm("arc_eos, thesis, turned", "arc_eos", {"turned_negatives": 0.875}),
     Arm("eos, thesis, turned", "eos", {"turned_negatives": 0.875}),
     Arm("norm_os, thesis, turned", "norm_os", {"turned_negatives": 0.875}),
