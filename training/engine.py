@@ -39,7 +39,7 @@ from training.runs import (
     TrainConfig,
     write_atomically,
 )
-from training.step import Normalizer, TrainingStep, uncompiled
+from training.step import Normalizer, TrainingStep, smallest_batch, uncompiled
 from training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -137,9 +137,13 @@ class Trainer:
             )
         counted = len(data.train) if self.uses_negatives else int(is_known(data.train.labels).sum())
         self.steps_per_epoch = math.ceil(counted / preset.batch_size)
+        self.smallest_batch = self._smallest_batch(counted)
+        # The schedule goes on with steps that learn; a last batch that is too small is no such step.
+        is_last_left_out = 0 < counted % preset.batch_size < self.smallest_batch
         self.optimizer = build_optimizer(self.model, preset)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, learning_rate_factor(preset, config.epochs, self.steps_per_epoch)
+            self.optimizer,
+            learning_rate_factor(preset, config.epochs, self.steps_per_epoch - is_last_left_out),
         )
         step = TrainingStep(
             self.model,
@@ -157,6 +161,17 @@ class Trainer:
         self.training_part, self.validation = on_device(
             [data.train, data.validation.subset(parts.selection)], self.device
         )
+
+    def _smallest_batch(self, counted: int) -> int:
+        size, batch_size = self.data.preprocessing.image_size, self.config.training.batch_size
+        least = smallest_batch(self.config.network, size, self.share, self.device)
+        if min(counted, batch_size) < least:
+            raise ValueError(
+                f"at image_size={size} ResNet-50 ends in maps of one pixel, and its batch norm needs a batch of {least} images "
+                f"or more; got batch_size={batch_size} and {counted} training images. Raise batch_size, add images or take a "
+                "larger image_size"
+            )
+        return least
 
     def _take_initial_weights(self, source: str) -> None:
         if not is_weights_file(source):
@@ -372,12 +387,12 @@ class Trainer:
         )
         with bar:
             for images, labels in self._batches():
-                if len(labels):
+                if len(labels) >= self.smallest_batch:
                     loss = self._step(images, labels)
                     loss_sum += loss.detach().double() * len(labels)
-                # Also of files that could not be read: a resumed run skips so many batches.
+                    progress.sample_count += len(labels)
+                # Also of what was too small, or could not be read: a resumed run skips so many batches.
                 progress.step += 1
-                progress.sample_count += len(labels)
                 bar.update()
                 must_stop = self.interrupt.requested and self.share.count == 1
                 if (

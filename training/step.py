@@ -46,6 +46,17 @@ class _HeadAndLoss(nn.Module):
         return loss
 
 
+def smallest_batch(network: str, image_size: int, share: Share, device: torch.device) -> int:
+    """How few images a step can learn from.
+
+    Batch norm needs two values per channel. ResNet-50's last maps are image_size / 32 pixels wide, rounded up: where that is
+    one, it needs two images, and two in each process of several on CPUs (GPUs share their statistics).
+    """
+    if network != "resnet50" or image_size > 32:
+        return 1
+    return 2 if device.type == "cuda" else 2 * share.count
+
+
 # A grid compiles some twenty losses, heads and networks in one process; beyond torch's limit of 8 it would compute them
 # uncompiled.
 _RECOMPILE_LIMIT = 128

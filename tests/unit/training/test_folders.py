@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from openset.artifact import read_card
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import UnreadableImage
 from tests.factories import fill_with_images as fill
-from training import compare_losses, cures, folders
+from training import compare_losses, cures, engine, folders
 from training.artifact_export import export
 from training.data import MissingClasses, ProtocolData, load_protocol
 from training.engine import Trainer
@@ -239,6 +241,58 @@ def test_loss_that_needs_negatives_says_so_without_them(tree: Path, tmp_path: Pa
     shutil.rmtree(tree / "negative")
     with pytest.raises(ValueError, match=r"cos_eos learns from negatives.*negative/.*softmax"):
         train(config_for(tree, "cos_eos"), runs=tmp_path, show_progress=False)
+
+
+# -- batches that batch norm cannot learn from ---------------------------------------------------------------------------
+
+
+def test_lone_last_image_is_left_out_of_its_epoch_and_the_schedule_ends_with_the_last(
+    tree: Path, tmp_path: Path
+) -> None:
+    count = len(load(tree).train)
+    options = {"batch_size": count - 1, "schedule": "cosine"}
+    config = replace(config_for(tree, "cos_eos", options=options), epochs=2)
+    state = train(config, runs=tmp_path, show_progress=False).load_checkpoint()
+    assert [row["epoch"] for row in state["progress"]["history"]] == [1, 2]
+    assert state["schedule"]["last_epoch"] == 2
+    assert state["schedule"]["_last_lr"] == [0.0, 0.0]
+
+
+def test_run_that_stopped_at_a_lone_last_image_goes_on_to_the_weights_of_one_that_did_not(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"batch_size": len(load(tree).train) - 1, "checkpoint_seconds": 0.0}
+    config = config_for(tree, "cos_eos", options=options)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "smallest_batch", lambda *_: 1)
+        patch.setattr(engine, "LOG_EVERY", 1)
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            train(config, runs=tmp_path / "stopped", show_progress=False)
+    assert Run(tmp_path / "stopped" / config.name).load_checkpoint()["progress"]["step"] == 1
+    stopped, whole = (
+        train(config, runs=tmp_path / name, show_progress=False).load_checkpoint()
+        for name in ("stopped", "whole")
+    )
+    assert stopped["progress"]["history"] == whole["progress"]["history"]
+    for name, values in whole["model"].items():
+        assert torch.equal(values, stopped["model"][name]), name
+
+
+def test_batch_of_which_one_file_can_be_read_is_left_out(tree: Path, tmp_path: Path) -> None:
+    data = load(tree)
+    (tree / data.train.sample_ids[0]).write_bytes(b"no image")
+    assert len(data.train) % 2 == 0
+    options = {"batch_size": 2, "on_unreadable": "skip"}
+    state = train(
+        config_for(tree, "cos_eos", options=options), runs=tmp_path, show_progress=False
+    ).load_checkpoint()
+    assert state["schedule"]["last_epoch"] == len(data.train) // 2 - 1
+
+
+def test_batches_that_would_all_be_left_out_are_refused(tree: Path, tmp_path: Path) -> None:
+    config = config_for(tree, "cos_eos", options={"batch_size": 1})
+    with pytest.raises(ValueError, match=r"a batch of 2 images or more; got batch_size=1"):
+        train(config, runs=tmp_path, show_progress=False)
 
 
 def test_comparison_on_unknowns_is_refused_without_them(

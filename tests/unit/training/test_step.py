@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,14 +14,16 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openset.labels import NEGATIVE, UNKNOWN
+from openset.networks import build_network
 from openset.preprocessing import Preprocessing
 from tests.factories import character_data
+from training.batches import ALONE, CPU, Share
 from training.engine import Trainer
 from training.losses import LOSSES, build_loss
 from training.optimization import AveragedWeights, build_optimizer
 from training.presets import PRESETS
 from training.runs import make_config
-from training.step import Normalizer, TrainingStep
+from training.step import Normalizer, TrainingStep, smallest_batch
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -114,6 +117,24 @@ DATA = character_data(train=(0, 1, 2, NEGATIVE), validation=(0, 1, 2), test=(0, 
 def trainer_of(loss: str, folder: Path, preset: str = "thesis", **options: Any) -> Trainer:
     config = make_config("glyphs", loss, preset=preset, device="cpu", options=options)
     return Trainer(config, DATA, folder, show_progress=False)
+
+
+@pytest.mark.parametrize(("image_size", "least"), [(32, 2), (33, 1)])
+def test_smallest_batch_is_what_the_network_can_normalize(image_size: int, least: int) -> None:
+    network = build_network("resnet50", feature_dim=2).train()
+    assert smallest_batch("resnet50", image_size, ALONE, CPU) == least
+    network(torch.zeros(least, 3, image_size, image_size))
+    if least > 1:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            network(torch.zeros(least - 1, 3, image_size, image_size))
+
+
+def test_smallest_batch_gives_each_process_what_it_normalizes_alone() -> None:
+    three = Share(rank=0, count=3)
+    assert smallest_batch("resnet50", 32, three, CPU) == 6
+    assert all(len(Share(rank, 3).of(np.arange(6))) == 2 for rank in range(3))
+    assert smallest_batch("resnet50", 32, three, torch.device("cuda")) == 2
+    assert smallest_batch("lenet_plus_plus", 28, three, CPU) == 1
 
 
 @pytest.mark.parametrize("loss", LOSSES)
