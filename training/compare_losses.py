@@ -13,11 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from training.choices import RUNS
+from training.comparisons import require_trainable, require_unknowns
 from training.engine import TrainingDiverged
 from training.evaluation import evaluate
-from training.folders import require_unknowns
 from training.losses import LOSSES, THESIS_LOSSES
-from training.protocols import FOLDERS
 from training.report import FPR_TARGETS
 from training.runs import make_config, write_atomically
 from training.train import train
@@ -31,14 +30,23 @@ def compare(
     """Train and evaluate each loss; one row each. Finished runs are taken as they are.
 
     A loss that diverges gets a row that says so; the others go on.
+
+    Raises:
+        ValueError: a loss cannot be trained, or the test part holds no unknown; both before the first training.
     """
+    options: dict[str, Any] = {"precision": "auto"}
+    if protocol == "glyphs":
+        options["size"] = size
+    configs = [
+        make_config(protocol, loss, epochs=epochs, data=data, options=options) for loss in losses
+    ]
+    test = configs[0].load_data(("test",))
+    require_unknowns(test)
+    for config in configs:
+        require_trainable(config, num_classes=len(test.class_ids), runs=runs)
     rows: list[dict[str, Any]] = []
-    for loss in losses:
-        options: dict[str, Any] = {"precision": "auto"}
-        if protocol == "glyphs":
-            options["size"] = size
-        config = make_config(protocol, loss, epochs=epochs, data=data, options=options)
-        number = f"{len(rows) + 1} of {len(losses)}"
+    for config in configs:
+        loss, number = config.loss, f"{len(rows) + 1} of {len(losses)}"
         try:
             run = train(config, runs=runs, show_progress=False)
         except TrainingDiverged as error:
@@ -100,8 +108,6 @@ def main(argv: list[str] | None = None) -> int:
         logger.error("error: no loss %s; there are: %s", ", ".join(unknown), ", ".join(LOSSES))
         return 1
     try:
-        if arguments.protocol == FOLDERS:
-            require_unknowns(arguments.data)
         rows = compare(
             losses,
             protocol=arguments.protocol,
@@ -113,16 +119,16 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         logger.error("error: %s", error)
         return 1
-    print_table(
-        rows,
-        f"{arguments.protocol}, {arguments.epochs} epoch(s): CCR at FPR on unknowns, softmax score",
-    )
     target = arguments.json or arguments.runs / "comparison.json"
     settings = {"protocol": arguments.protocol, "epochs": arguments.epochs, "score": "softmax"}
     if arguments.protocol == "glyphs":
         settings["size"] = arguments.size
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, json.dumps(settings | {"rows": rows}, indent=2) + "\n")
+    print_table(
+        rows,
+        f"{arguments.protocol}, {arguments.epochs} epoch(s): CCR at FPR on unknowns, softmax score",
+    )
     logger.info("written: %s", target)
     return 1 if any("diverged" in row for row in rows) else 0
 

@@ -25,11 +25,10 @@ from openset.labels import GROUP_NAMES
 from training.arm_differences import REPLICATES, ccr_replicates, differences
 from training.arms import CURES, Arm
 from training.choices import RUNS, seed_list
+from training.comparisons import require_trainable, require_unknowns
 from training.data import at_most
 from training.engine import TrainingDiverged
 from training.evaluation import score_test
-from training.folders import require_unknowns
-from training.protocols import FOLDERS
 from training.report import group_masks
 from training.runs import TrainConfig, make_config, write_atomically
 from training.scoring import Scored
@@ -73,32 +72,48 @@ def rows_of_arms(
     seeds: Sequence[int],
     configure: Callable[[Arm, int], TrainConfig],
     figures_of: Callable[[TrainConfig], dict[str, Any]],
+    *,
+    num_classes: int,
+    runs: Path,
 ) -> list[dict[str, Any]]:
     """One row for every seed and arm, seeds outermost; a diverged run has a row that says so.
+
+    An arm that cannot be trained is refused before the first one is.
 
     Args:
         arms: what is compared.
         seeds: of each.
         configure: arm and seed to the run's configuration.
         figures_of: trains a configuration and judges it; "accuracy" is among its figures.
+        num_classes: C of the data.
+        runs: where the runs lie.
+
+    Raises:
+        ValueError: an arm does not fit the protocol or so few classes, or its folder holds another run.
     """
-    rows = []
+    planned = []
     for seed in seeds:
         for arm in arms:
-            config = configure(arm, seed)
-            row: dict[str, Any] = {
-                "arm": arm.name, "loss": arm.loss, "options": arm.options, "preset": arm.preset, "seed": seed,
-                "epochs": config.epochs, "run": config.name,
-            }  # fmt: skip
-            count = len(arms) * len(seeds)
-            place = f"{len(rows) + 1} of {count}, {arm.name}, seed {seed}"
-            logger.info("%s: %s", place, config.name)
             try:
-                row |= figures_of(config)
-            except TrainingDiverged as error:
-                row["diverged"] = str(error)
-            rows.append(row)
-            logger.info("%s: %s", place, row.get("diverged") or f"accuracy {row['accuracy']:.4f}")
+                config = configure(arm, seed)
+                require_trainable(config, num_classes=num_classes, runs=runs)
+            except ValueError as error:
+                raise ValueError(f"{arm.name}: {error}") from error
+            planned.append((arm, config))
+    rows = []
+    for number, (arm, config) in enumerate(planned, 1):
+        row: dict[str, Any] = {
+            "arm": arm.name, "loss": arm.loss, "options": arm.options, "preset": arm.preset, "seed": config.seed,
+            "epochs": config.epochs, "run": config.name,
+        }  # fmt: skip
+        place = f"{number} of {len(planned)}, {arm.name}, seed {config.seed}"
+        logger.info("%s: %s", place, config.name)
+        try:
+            row |= figures_of(config)
+        except TrainingDiverged as error:
+            row["diverged"] = str(error)
+        rows.append(row)
+        logger.info("%s: %s", place, row.get("diverged") or f"accuracy {row['accuracy']:.4f}")
     return rows
 
 
@@ -120,6 +135,9 @@ def compare_arms(
 
     ``per_class`` training images of every class stand for all of them, where there is no time for more. Replicates are
     those of ``score``; ``show_progress`` draws bars.
+
+    Raises:
+        ValueError: an arm cannot be trained, or the test part holds no unknown; both before the first training.
     """
 
     def configure(arm: Arm, seed: int) -> TrainConfig:
@@ -140,7 +158,11 @@ def compare_arms(
         )
         return open_set_figures(scored) | {REPLICATES: ccr_replicates(scored, score, FPR_TARGETS)}
 
-    return rows_of_arms(arms, seeds, configure, figures_of)
+    test = configure(arms[0], seeds[0]).load_data(("test",))
+    require_unknowns(test)
+    return rows_of_arms(
+        arms, seeds, configure, figures_of, num_classes=len(test.class_ids), runs=runs
+    )
 
 
 def print_table(rows: list[dict[str, Any]], title: str, score: str = "softmax") -> None:
@@ -244,8 +266,6 @@ def main(argv: list[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     arms = CURES[arguments.cure]
     try:
-        if arguments.protocol == FOLDERS:
-            require_unknowns(arguments.data)
         if unknown := set(arguments.arms or []) - {arm.name for arm in arms}:
             raise ValueError(
                 f"{arguments.cure} has no arm {'; '.join(sorted(unknown))}; it has: {'; '.join(a.name for a in arms)}"
@@ -268,16 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         logger.error("interrupted; the same command continues where it stopped")
         return 130
-    title = (
-        f"{arguments.protocol}, {arguments.cure}: CCR at FPR on unknowns, {arguments.score} score"
-    )
-    print_table(rows, title, arguments.score)
     found = differences(rows, score=arguments.score, targets=FPR_TARGETS)
-    print_differences(
-        found,
-        f"{title}: means over all seeds (-: one diverged or does not reach the FPR), paired differences with intervals over "
-        "classes",
-    )
     target = arguments.json or arguments.runs / f"{arguments.cure}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -286,6 +297,15 @@ def main(argv: list[str] | None = None) -> int:
         "rows": [{key: value for key, value in row.items() if key != REPLICATES} for row in rows],
     }  # fmt: skip
     write_atomically(target, json.dumps(content, indent=2) + "\n")
+    title = (
+        f"{arguments.protocol}, {arguments.cure}: CCR at FPR on unknowns, {arguments.score} score"
+    )
+    print_table(rows, title, arguments.score)
+    print_differences(
+        found,
+        f"{title}: means over all seeds (-: one diverged or does not reach the FPR), paired differences with intervals over "
+        "classes",
+    )
     logger.info("written: %s", target)
     return 0
 

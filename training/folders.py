@@ -119,19 +119,6 @@ def parts_of_class(paths: list[str], *, seed: int, name: str) -> dict[str, list[
     return {part: [path for path in paths if path in chosen] for part, chosen in dealt.items()}
 
 
-def require_unknowns(data: Path | None) -> None:
-    """Refuse a tree without unknown classes where models are to be compared on them.
-
-    Raises:
-        ValueError: ``unknown/`` holds no image.
-    """
-    if data is None or not _classes(data, "unknown"):
-        raise ValueError(
-            f"this command compares models on unknown classes, and {data} has no images in unknown/; "
-            "put foreign images there that are not in negative/"
-        )
-
-
 def _place(path: str, seed: int) -> float:
     # File systems differ in how they compose accented letters.
     text = f"{seed}/{unicodedata.normalize('NFC', path)}"

@@ -34,7 +34,13 @@ from training.cures import (
     rows_of_arms,
     shared_parser,
 )
-from training.data import MissingClasses, ProtocolData, Split, at_most, split_validation
+from training.data import (
+    SCORE_SELECTION_SHARE,
+    ProtocolData,
+    Split,
+    at_most,
+    split_validation,
+)
 from training.decoded import CachedImages
 from training.files import ImageFiles
 from training.grid_statistics import (
@@ -65,7 +71,7 @@ def hide_negatives(data: ProtocolData) -> tuple[ProtocolData, Split]:
         the hidden classes' training images (label UNKNOWN: to the candidate they are).
 
     Raises:
-        ValueError: fewer than two negative classes.
+        ValueError: fewer than two negative classes, or no known image in the selection part.
     """
     train, validation = data.train, data.validation
     negatives = np.unique(train.groups[train.labels == NEGATIVE])
@@ -77,6 +83,14 @@ def hide_negatives(data: ProtocolData) -> tuple[ProtocolData, Split]:
     parts = split_validation(validation.groups, verify_share=0.0, best=False)
     selection = validation.subset(parts.selection)
     knowns = selection.subset(np.flatnonzero(is_known(selection.labels)))
+    if not len(knowns):
+        # The share of each class is rounded to whole images.
+        least = math.floor(0.5 / SCORE_SELECTION_SHARE) + 1
+        raise ValueError(
+            f"candidates are judged by known images of the validation part, {SCORE_SELECTION_SHARE:.0%} of each class, and no "
+            f"known class has the {least} validation images that give one; add images (protocol folders: a fifth of "
+            "a class validates)"
+        )
     foreign = train.subset(np.flatnonzero(np.isin(train.groups, hidden)))
     shown = {
         part: split.subset(np.flatnonzero(~np.isin(split.groups, hidden)))
@@ -124,6 +138,10 @@ def judge(
 
     ``per_class`` training images of every class stand for all of them, where there is no time for more;
     ``show_progress`` draws bars.
+
+    Raises:
+        ValueError: a candidate cannot be trained, or the data leave nothing to hide or to judge with; both before the first
+            training.
     """
 
     def configure(arm: Arm, seed: int) -> TrainConfig:
@@ -170,7 +188,12 @@ def judge(
             REPLICATES: criterion_replicates(scored),
         }
 
-    return rows_of_arms(arms, seeds, configure, figures_of)
+    # Before any file is decoded for a candidate that is refused.
+    listed = configure(arms[0], seeds[0]).load_data(("train", "validation"))
+    hide_negatives(listed)
+    return rows_of_arms(
+        arms, seeds, configure, figures_of, num_classes=len(listed.class_ids), runs=runs
+    )
 
 
 def criterion_replicates(scored: Scored) -> dict[str, Floats]:
@@ -374,7 +397,7 @@ def main(argv: list[str] | None = None) -> int:
             per_class=arguments.per_class,
         )
         chosen = choose(rows)
-    except (ValueError, OSError, MissingClasses) as error:
+    except (ValueError, OSError) as error:
         logger.error("error: %s", error)
         return 1
     except KeyboardInterrupt:
@@ -384,7 +407,6 @@ def main(argv: list[str] | None = None) -> int:
     title = (
         f"{arguments.protocol}: mean CCR at FPR {rates} on negative classes hidden from training"
     )
-    print_table(rows, title)
     target = arguments.json or arguments.runs / f"{arguments.protocol}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -393,6 +415,7 @@ def main(argv: list[str] | None = None) -> int:
         "rows": [{key: value for key, value in row.items() if key != REPLICATES} for row in rows],
     }  # fmt: skip
     write_atomically(target, json.dumps(content, indent=2) + "\n")
+    print_table(rows, title)
     reasons = " and ".join(chosen["why_provisional"])
     logger.info(
         "recommended%s: %s; written: %s", f", provisionally ({reasons})" if reasons else "", chosen, target

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from openset.labels import UNKNOWN
+from tests.factories import character_data
 from training import compare_losses
 from training.engine import TrainingDiverged
 
@@ -25,6 +27,8 @@ def _instant_training(monkeypatch: pytest.MonkeyPatch) -> None:
         "scores": {"softmax": {"unknown": {"ccr_at_fpr": cells}}},
         "accuracy": {"value": 0.9},
     }
+    data = character_data(train=(0,), validation=(0,), test=(0, UNKNOWN), count=1)
+    monkeypatch.setattr("training.runs.load_protocol", lambda *_, **__: data)
     monkeypatch.setattr(compare_losses, "train", train)
     monkeypatch.setattr(compare_losses, "evaluate", lambda *_, **__: report)
 

@@ -16,7 +16,7 @@ from openset.artifact import read_card
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import UnreadableImage
 from tests.factories import fill_with_images as fill
-from training import compare_losses, cures, engine, folders
+from training import compare_losses, cures, engine, folders, recommend
 from training.artifact_export import export
 from training.data import MissingClasses, ProtocolData, load_protocol
 from training.engine import Trainer
@@ -295,14 +295,43 @@ def test_batches_that_would_all_be_left_out_are_refused(tree: Path, tmp_path: Pa
         train(config, runs=tmp_path, show_progress=False)
 
 
+@pytest.fixture
+def arguments(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> list[str]:
+    """Of a command that must refuse before it trains."""
+    for command in (compare_losses, cures, recommend):
+        monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("trained"))
+    return ["--protocol", "folders", "--data", str(tree), "--runs", str(tmp_path / "runs")]
+
+
 def test_comparison_on_unknowns_is_refused_without_them(
-    tree: Path, caplog: pytest.LogCaptureFixture
+    tree: Path, arguments: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(tree / "unknown")
-    words = ["--protocol", "folders", "--data", str(tree)]
-    assert compare_losses.main(words) == 1
-    assert cures.main([*words, "--cure", "scale"]) == 1
-    assert caplog.text.count("no images in unknown/") == 2
+    assert compare_losses.main(arguments) == 1
+    assert cures.main([*arguments, "--cure", "scale"]) == 1
+    assert caplog.text.count("compares models on unknown classes") == 2
+
+
+def test_arm_that_needs_more_classes_is_refused_before_the_others_are_trained(
+    arguments: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cures.main([*arguments, "--cure", "scale"]) == 1
+    assert "cos_eos, s=adacos: " in caplog.text
+
+
+def test_recommendation_without_a_known_image_to_judge_with_is_refused_before_any_training(
+    tree: Path, arguments: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tree / "negative/sand", 14, (200, 180, 120))
+    shutil.rmtree(tree / "known")
+    for name in ("known/ant", "known/bee"):
+        fill(tree / name, 6, COLORS[name])
+    validation = load(tree).validation
+    assert max(np.unique(validation.groups[validation.labels >= 0], return_counts=True)[1]) == 2
+    assert recommend.main(arguments) == 1
+    assert "no known class has the 3 validation images" in caplog.text
 
 
 # -- what a model of such a tree is judged by --------------------------------------------------------------------------

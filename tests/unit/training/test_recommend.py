@@ -242,13 +242,15 @@ def test_judging_reads_photographs_from_the_cache(
 
     def load_data(_: Any, parts: Any, *, decoded: bool = False) -> ProtocolData:
         asked.append(decoded)
-        raise TrainingDiverged("far enough")
+        if decoded:
+            raise TrainingDiverged("far enough")
+        return glyphs
 
     monkeypatch.setattr(TrainConfig, "load_data", load_data)
     recommend.judge(
         CANDIDATES[:1], protocol="glyphs", epochs=1, seeds=[1], data=None, options={}, runs=tmp_path
     )
-    assert asked == [True]
+    assert asked == [False, True]  # the list of files, to be refused by; then the images
 
 
 def test_candidate_can_be_exported_with_the_whole_validation_part_none_of_which_it_trained_on(
@@ -437,13 +439,14 @@ def test_every_arm_builds_and_no_two_are_one_run(cure: str) -> None:
 
 
 def test_diverged_arm_has_its_row_and_the_others_their_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    glyphs: ProtocolData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
     def train(config, **_):
         if config.loss_options.get("detach_radial"):
             raise TrainingDiverged("nan")
         return SimpleNamespace(folder=tmp_path)
 
+    monkeypatch.setattr("training.runs.load_protocol", lambda *_, **__: glyphs)
     monkeypatch.setattr(cures, "train", train)
     scored = scored_at(KNOWN_DEG, FOREIGN_DEG)
     monkeypatch.setattr(cures, "score_test", lambda *_, **__: scored)
