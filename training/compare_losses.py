@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.choices import RUNS
-from training.comparisons import require_trainable, require_unknowns
+from training.comparisons import require_trainable, require_unknowns, with_epochs_in_name
 from training.engine import TrainingDiverged
 from training.evaluation import evaluate
 from training.losses import LOSSES, THESIS_LOSSES
@@ -38,7 +38,10 @@ def compare(
     if protocol == "glyphs":
         options["size"] = size
     configs = [
-        make_config(protocol, loss, epochs=epochs, data=data, options=options) for loss in losses
+        with_epochs_in_name(
+            make_config(protocol, loss, epochs=epochs, data=data, options=options), runs
+        )
+        for loss in losses
     ]
     test = configs[0].load_data(("test",))
     require_unknowns(test)

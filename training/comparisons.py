@@ -1,13 +1,32 @@
-"""What a command that compares trainings settles before the first: that none will be refused later."""
+"""What a command that compares trainings settles before the first: which runs they are, and that none will be refused later."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from openset.labels import UNKNOWN
 from training.data import ProtocolData
 from training.run_folder import check_folder
-from training.runs import TrainConfig
+from training.runs import CONFIG, TrainConfig
+
+
+def with_epochs_in_name(config: TrainConfig, runs: Path, ending: str = "") -> TrainConfig:
+    """The configuration under a name that holds its number of epochs, so that a short trial is a run of its own.
+
+    Names of earlier releases do not hold it: a run of that name with as many epochs is this one, and keeps it.
+
+    Args:
+        config: with its default name.
+        runs: where the runs lie.
+        ending: of the name.
+    """
+    former = config.name + ending
+    file = runs / former / CONFIG
+    is_this_run = file.is_file() and TrainConfig.from_json(file.read_text()).epochs == config.epochs
+    return replace(
+        config, name=former if is_this_run else f"{config.name}-e{config.epochs}{ending}"
+    )
 
 
 def require_trainable(config: TrainConfig, *, num_classes: int, runs: Path) -> None:

@@ -25,7 +25,7 @@ from openset.labels import GROUP_NAMES
 from training.arm_differences import REPLICATES, ccr_replicates, differences
 from training.arms import CURES, Arm
 from training.choices import RUNS, seed_list
-from training.comparisons import require_trainable, require_unknowns
+from training.comparisons import require_trainable, require_unknowns, with_epochs_in_name
 from training.data import at_most
 from training.engine import TrainingDiverged
 from training.evaluation import score_test
@@ -145,7 +145,7 @@ def compare_arms(
             protocol, arm.loss, preset=arm.preset, seed=seed, epochs=epochs, data=data, device=device,
             options={**options, **arm.options},
         )  # fmt: skip
-        return config if per_class is None else replace(config, name=f"{config.name}-n{per_class}")
+        return with_epochs_in_name(config, runs, "" if per_class is None else f"-n{per_class}")
 
     def figures_of(config: TrainConfig) -> dict[str, Any]:
         shown = None

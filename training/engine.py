@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 # Options of the data that do not decide which images train and which validate.
 _NOT_SPLIT = ("image_size", "on_unreadable", "download")
+_OTHER_DATA = (
+    "use the former data, remove its folder, or train under another name (make train NAME=)"
+)
 LOG_EVERY = 50
 # From a quarter of the epochs on, and not before the fifth, so many epochs in a row without use are a collapse.
 _EARLIEST_COLLAPSE = 5
@@ -306,13 +309,12 @@ class Trainer:
         if state["class_ids"] != list(self.data.class_ids):
             raise ValueError(
                 f"{file} was trained on {len(state['class_ids'])} other classes than the data now hold "
-                f"({len(self.data.class_ids)}); use another NAME= or the former data"
+                f"({len(self.data.class_ids)}); {_OTHER_DATA}"
             )
         # Checkpoints of earlier releases do not know their data.
         if state.get(IMAGES, self.fingerprints[IMAGES]) != self.fingerprints[IMAGES]:
             raise ValueError(
-                f"{file} was trained or validated on other images than {self.config.data or 'the data'} now holds; "
-                "use another NAME= or the former data"
+                f"{file} was trained or validated on other images than {self.config.data or 'the data'} now holds; {_OTHER_DATA}"
             )
         self.model.load_state_dict(state["model"])
         if self.averaged is not None:

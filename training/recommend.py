@@ -27,6 +27,7 @@ from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.arm_differences import REPLICATES
 from training.arms import Arm, candidates
 from training.choices import RUNS
+from training.comparisons import with_epochs_in_name
 from training.cures import (
     data_options,
     open_set_figures,
@@ -150,7 +151,7 @@ def judge(
             options={**options, **arm.options},
         )  # fmt: skip
         hidden = "-hidden" if per_class is None else f"-hidden-n{per_class}"
-        return replace(config, name=config.name + hidden)
+        return with_epochs_in_name(config, runs, hidden)
 
     def figures_of(config: TrainConfig) -> dict[str, Any]:
         data_of_all = config.load_data(("train", "validation"), decoded=True)

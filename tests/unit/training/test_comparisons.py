@@ -12,7 +12,7 @@ from openset.labels import NEGATIVE, UNKNOWN
 from tests.factories import begun_run, character_data
 from training import compare_losses, cures, recommend
 from training.arms import CURES
-from training.comparisons import require_trainable
+from training.comparisons import require_trainable, with_epochs_in_name
 from training.data import ProtocolData
 from training.runs import TrainConfig, make_config
 
@@ -22,6 +22,23 @@ WITHOUT_UNKNOWNS = replace(DATA, test=DATA.validation)
 
 def trial(epochs: int, **options: Any) -> TrainConfig:
     return make_config("glyphs", "cos_eos", device="cpu", epochs=epochs, options=options)
+
+
+def test_trial_with_fewer_epochs_is_a_run_of_its_own(tmp_path: Path) -> None:
+    short, long = (with_epochs_in_name(trial(epochs), tmp_path, "-hidden") for epochs in (1, 120))
+    assert short.name == f"{trial(1).name}-e1-hidden"
+    begun_run(tmp_path / short.name, short)
+    assert with_epochs_in_name(trial(120), tmp_path, "-hidden") == long
+    assert long.name == f"{trial(1).name}-e120-hidden"
+    require_trainable(long, num_classes=10, runs=tmp_path)
+
+
+def test_run_under_a_name_without_epochs_is_found_if_it_had_as_many(tmp_path: Path) -> None:
+    former = replace(trial(15), name=f"{trial(15).name}-hidden")
+    begun_run(tmp_path / former.name, former)
+    assert with_epochs_in_name(trial(15), tmp_path, "-hidden") == former
+    assert with_epochs_in_name(trial(15), tmp_path).name == f"{trial(15).name}-e15"
+    assert with_epochs_in_name(trial(120), tmp_path, "-hidden").name.endswith("-e120-hidden")
 
 
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -56,6 +73,23 @@ COMMANDS = [
     (recommend, [], "-hidden"),
     (recommend, ["--per-class", "3"], "-hidden-n3"),
 ]
+
+
+@pytest.mark.parametrize(("command", "words", "ending"), COMMANDS)
+def test_every_comparison_names_its_runs_by_their_epochs(
+    command: Any, words: list[str], ending: str, trained: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    negatives = character_data(
+        train=(0, 1, NEGATIVE), validation=(0, 1, NEGATIVE), test=(0, UNKNOWN), count=4
+    )
+    train = negatives.train
+    groups = train.groups.astype("U9")
+    groups[train.labels == NEGATIVE] = ["A", "A", "B", "B"]
+    shows(monkeypatch, replace(negatives, train=replace(train, groups=groups)))
+    assert command.main([*words, "--epochs", "3", "--runs", str(tmp_path)]) == 1
+    [name] = trained
+    assert name.endswith(f"-e3{ending}")
 
 
 @pytest.mark.parametrize(("command", "words"), [(c, words) for c, words, _ in COMMANDS[:2]])
