@@ -30,20 +30,18 @@ def highest_foreign(scored: Scored, label: int, count: int, score: str) -> NDArr
     return members[order[:count]]
 
 
-def draw_contact_sheet(
-    scored: Scored, data: ProtocolData, *, title: str, score: str = DEFAULT_SCORE
-) -> Figure | None:
+def draw_contact_sheet(scored: Scored, data: ProtocolData, *, title: str) -> Figure | None:
     """The sheet; None where the test part holds no foreign image.
 
     Under each image: its true class → the predicted one, and the score. Wrongly labelled images, and foreign images with
-    a known object in them, are found here.
+    a known object in them, are found here. Softmax scores rank, or the first of those that were evaluated.
 
     Args:
         scored: the test part.
         data: the same protocol's data, with its test part.
         title: of the figure.
-        score: which score ranks.
     """
+    score = DEFAULT_SCORE if DEFAULT_SCORE in scored.scores else next(iter(scored.scores))
     protocol = get_protocol(data.name)
     chosen = {
         label: found

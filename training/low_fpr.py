@@ -187,9 +187,10 @@ def _stored(run: Path, score: str) -> Scored:
         )
     scored = Scored.load(run / SCORES_FILE)
     if score not in scored.scores:
+        # An evaluation writes its scores in place of the stored ones.
         raise ValueError(
             f"{run} was evaluated with {', '.join(scored.scores)}, not {score}; "
-            f"add it with: make evaluate RUN={run} SCORES={score}"
+            f"add it with: make evaluate RUN={run} SCORES={','.join([*scored.scores, score])}"
         )
     return scored
 

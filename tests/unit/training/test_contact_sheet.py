@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from openset.labels import NEGATIVE, UNKNOWN
@@ -54,9 +55,26 @@ def test_foreign_images_are_shown_best_first_unknowns_before_negatives() -> None
     ]  # fmt: skip
 
 
-def test_the_score_that_was_asked_for_ranks() -> None:
-    figure = draw_contact_sheet(*sample(), title="t", score="logit")
-    assert [image for image, _ in shown(figure)] == [2, 3, 4, 5, 6, 7]
+@pytest.mark.parametrize(
+    ("kept", "ranking", "best"),
+    [
+        (["logit", "softmax"], "softmax", 4),
+        (["logit"], "logit", 2),
+        (["energy", "logit"], "energy", 4),
+    ],
+)
+def test_softmax_ranks_or_the_first_score_that_was_evaluated(
+    kept: list[str], ranking: str, best: int
+) -> None:
+    scored, data = sample()
+    values = scored.scores | {"energy": scored.scores["softmax"]}
+    scored = dataclasses.replace(scored, scores={name: values[name] for name in kept})
+    figure = draw_contact_sheet(scored, data, title="t")
+    assert shown(figure)[0][0] == best
+    headings = [block.get_suptitle() for block in figure.subfigs]
+    assert headings == [
+        f"{kind} with the highest {ranking} scores" for kind in ("unknowns", "negatives")
+    ]
 
 
 def test_images_are_found_by_their_id_where_unreadable_ones_were_left_out() -> None:

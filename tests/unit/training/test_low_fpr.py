@@ -111,7 +111,8 @@ def test_command_compares_stored_runs_and_names_what_is_missing(
     assert (found["mean"], found["interval"]) == (pytest.approx(-0.3), None)
     assert "-0.3000" in capsys.readouterr().out
     assert low_fpr.main([*arguments, "--score", "ghost"]) == 1
-    assert "SCORES=ghost" in caplog.records[-1].message
+    # The stored score stays: an evaluation replaces what is there.
+    assert caplog.records[-1].message.endswith("SCORES=softmax,ghost")
     assert low_fpr.main(["--baseline", str(tmp_path / "c")]) == 1
     assert "make evaluate" in caplog.records[-1].message
 

@@ -132,6 +132,15 @@ def test_evaluation_of_a_run_without_artifact_fits_what_it_is_asked_for(
     assert set(report["scores"]) == {"softmax", "ghost"}
 
 
+def test_evaluation_without_softmax_writes_its_report(
+    tmp_path: Path, loaded: list[tuple[str, ...]]
+) -> None:
+    run = run_of(tmp_path)
+    report = evaluate(run, scores=["ghost"], show_progress=False)
+    assert json.loads((run.folder / REPORT).read_text()) == json.loads(json.dumps(report))
+    assert set(report["scores"]) == {"ghost"}
+
+
 def test_state_of_another_model_is_not_used(exported: Run, loaded: list[tuple[str, ...]]) -> None:
     state = exported.load_checkpoint()
     state["model"]["head.weight"] += 0.1
