@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from openset.labels import is_known, is_negative
+from openset.metrics import clopper_pearson
 from training import parallel
 from training.batches import ALONE, Share, training_loader
 from training.checkpoints import BEST, LAST, read_checkpoint, write_checkpoint
@@ -53,6 +54,8 @@ LOG_EVERY = 50
 # From a quarter of the epochs on, and not before the fifth, so many epochs in a row without use are a collapse.
 _EARLIEST_COLLAPSE = 5
 _COLLAPSED_EPOCHS = 3
+# A model that is so much above a guess is called collapsed in one validation of twenty at most, however few images judge.
+_ABOVE_GUESS = 0.1
 
 
 class TrainingDiverged(RuntimeError):
@@ -62,6 +65,17 @@ class TrainingDiverged(RuntimeError):
 def useless_accuracy(num_classes: int) -> float:
     """Below this a model of C classes is no better than a guess: 2/C, with fewer than 20 classes 1.2/C."""
     return (2.0 if num_classes >= 20 else 1.2) / num_classes
+
+
+def is_useless(correct: int, count: int, num_classes: int) -> bool:
+    """Whether so many correct of ``count`` images tell that a model is no better than a guess; none or a few never do.
+
+    The accuracy is below ``useless_accuracy``, and the upper end of its one-sided 95 % interval less than 0.1 above a guess.
+    """
+    if not count or correct / count >= useless_accuracy(num_classes):
+        return False
+    _, high = clopper_pearson(correct, count, confidence=0.9)  # 5 % on either side
+    return high < 1 / num_classes + _ABOVE_GUESS
 
 
 @dataclass
@@ -464,10 +478,14 @@ class Trainer:
         done = self.progress.epoch + 1
         if done < max(_EARLIEST_COLLAPSE, math.ceil(self.config.epochs / 4)):
             return
-        limit = useless_accuracy(len(self.data.class_ids))
+        num_classes = len(self.data.class_ids)
         former = [row["validation_accuracy"] for row in self.progress.history]
         latest = [*former, accuracy][-_COLLAPSED_EPOCHS:]
-        if len(latest) == _COLLAPSED_EPOCHS and max(latest) < limit:
+        count = int(is_known(self.validation.labels).sum())
+        if len(latest) == _COLLAPSED_EPOCHS and is_useless(
+            round(max(latest) * count), count, num_classes
+        ):
+            limit = useless_accuracy(num_classes)
             raise self._diverged(
                 f"the model has collapsed, its validation accuracy is {accuracy:.4f} and was below {limit:.4f}, hardly more "
                 f"than a guess, for {_COLLAPSED_EPOCHS} epochs"

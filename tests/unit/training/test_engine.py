@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 import training.engine as engine
 from openset.labels import NEGATIVE
 from tests.factories import begun_run
-from training.engine import Trainer, TrainingDiverged, useless_accuracy
+from training.engine import Trainer, TrainingDiverged, is_useless, useless_accuracy
 from training.losses import LOSSES
 from training.precision import fast_convolutions
 from training.run_folder import RunInUse, check_folder, locked_run
@@ -30,15 +31,20 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The small glyphs protocol, cut to 320 training images: ten batches of 32."""
+def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The small glyphs protocol; of its validation part 300 knowns judge the epochs."""
     from training.data import load_protocol
 
-    data = load_protocol("glyphs", size="small", cache_dir=tmp_path_factory.mktemp("cache"))
-    choice = np.random.default_rng(0).permutation(len(data.train))[:320]
-    validation = np.random.default_rng(1).permutation(len(data.validation))[:150]
+    return load_protocol("glyphs", size="small", cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def few(small: Any) -> Any:
+    """Cut to 320 training images: ten batches of 32."""
+    choice = np.random.default_rng(0).permutation(len(small.train))[:320]
+    validation = np.random.default_rng(1).permutation(len(small.validation))[:150]
     return dataclasses.replace(
-        data, train=data.train.subset(choice), validation=data.validation.subset(validation)
+        small, train=small.train.subset(choice), validation=small.validation.subset(validation)
     )
 
 
@@ -357,6 +363,17 @@ def test_advice_names_options_that_the_loss_takes_and_the_run_lacks(
         config_for(loss, **{**changes, "options": options}).build_model(10)
 
 
+def with_accuracies(
+    accuracies: list[float], data: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Trainer:
+    """A run that learns nothing and finds these accuracies, epoch by epoch."""
+    left = iter(accuracies)
+    sound = {"confidence": 1.0, "validation_loss_without_margin": 1.0}
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda *_: None)
+    monkeypatch.setattr(engine, "validate", lambda *_: sound | {"validation_accuracy": next(left)})
+    return trainer_for(config_for(epochs=len(accuracies)), data, folder)
+
+
 @pytest.mark.parametrize(
     ("accuracies", "stopped_at"),
     [
@@ -367,19 +384,62 @@ def test_advice_names_options_that_the_loss_takes_and_the_run_lacks(
     ],
 )
 def test_collapse_with_a_finite_loss_is_a_divergence(
-    few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], stopped_at: int | None
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], stopped_at: int | None
 ) -> None:  # fmt: skip
-    left = iter(accuracies)
-    sound = {"confidence": 1.0, "validation_loss_without_margin": 1.0}
-    monkeypatch.setattr(Trainer, "_train_epoch", lambda *_: None)
-    monkeypatch.setattr(engine, "validate", lambda *_: sound | {"validation_accuracy": next(left)})
-    trainer = trainer_for(config_for(epochs=len(accuracies)), few, tmp_path / "run")
+    trainer = with_accuracies(accuracies, small, tmp_path / "run", monkeypatch)
     if stopped_at is None:
         trainer.run()
         return
     with pytest.raises(TrainingDiverged, match=f"collapsed.*in epoch {stopped_at}"):
         trainer.run()
     assert Run(tmp_path / "run").load_checkpoint()["progress"]["epoch"] == stopped_at - 1
+
+
+def test_one_right_of_two_is_no_collapse(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Own classes of ten images each have two to validate with, and one of the two judges the epochs."""
+    two = np.concatenate([np.flatnonzero(small.validation.labels == label)[:2] for label in (0, 1)])
+    data = dataclasses.replace(
+        small,
+        class_ids=small.class_ids[:2],
+        train=small.train.subset(np.flatnonzero(small.train.labels < 2)),
+        validation=small.validation.subset(two),
+    )
+    trainer = with_accuracies([0.5] * 8, data, tmp_path / "run", monkeypatch)
+    assert len(trainer.validation) == 2
+    trainer.run()
+    assert trainer.progress.epoch == 8
+
+
+@pytest.mark.parametrize(
+    ("correct", "count", "num_classes", "expected"),
+    [
+        (0, 0, 2, False),
+        (0, 2, 2, False),
+        (1, 2, 2, False),
+        (10, 20, 2, False),
+        (50, 100, 2, True),
+        (120, 200, 2, False),  # at the limit
+        (2, 23, 10, False),
+        (30, 300, 10, True),
+        (36, 300, 10, False),
+        (1, 116, 116, True),
+        (150, 1950, 15, True),
+    ],
+)
+def test_so_many_right_tell_a_guess_or_do_not(
+    correct: int, count: int, num_classes: int, expected: bool
+) -> None:
+    assert is_useless(correct, count, num_classes) is expected
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 19, 20, 116])
+@pytest.mark.parametrize("count", [2, 5, 20, 100, 1000])
+def test_model_above_a_guess_is_rarely_taken_for_useless(num_classes: int, count: int) -> None:
+    called = [number for number in range(count + 1) if is_useless(number, count, num_classes)]
+    accuracy = 1 / num_classes + 0.1
+    assert sum(binom.pmf(called, count, accuracy)) <= 0.05
 
 
 def test_useless_accuracy_is_far_below_a_useful_one_for_any_number_of_classes() -> None:
