@@ -18,6 +18,8 @@ from openset.model_card import DEFAULT_SCORES
 from training import figures
 from training.contact_sheet import write_contact_sheet
 from training.data import ProtocolData
+from training.fingerprints import require_former_validation
+from training.protocols import FOLDERS
 from training.report import build_report
 from training.runs import Run, write_atomically
 from training.score_fitting import (
@@ -81,9 +83,18 @@ def score_test(
         digits: source of the test's known digits, for a run of toy; default the run's own. The foreign letters, and with
             them the thresholds, are the same, so that a model that judges by shape keeps either source's digits.
         show_progress: draw a bar.
+
+    Raises:
+        ValueError: no such device here, other known classes than the run's, or digits where there is no choice.
     """
     require_device(device)
     folder = results_folder(run, digits)
+    # Own classes alone have a test from the files that train and validate: where these are others now, so may it be.
+    changed = (
+        require_former_validation(run, run.protocol_data(("validation",)), which=which)
+        if run.config.protocol == FOLDERS
+        else []
+    )
     expected = [*DEFAULT_SCORES, *_scores_of_artifact(run), *(run.config.scores or [])]
     names = list(scores or dict.fromkeys(expected))
     fitted = scores_in_artifact(run, which) if need_fitting(names) else {}
@@ -111,6 +122,7 @@ def score_test(
         "rule": rule or ("strict" if run.config.as_published else "inclusive"),
         "notes": [
             *data.notes,
+            *changed,
             *run.pretraining_notes(which),
             *run.unfinished(),
             *left_out(data.test, scored),

@@ -62,13 +62,16 @@ def fingerprints(data: ProtocolData, calibration: Split) -> dict[str, str]:
     }
 
 
-def require_former_validation(run: Run, data: ProtocolData, *, which: str = "last") -> None:
+def require_former_validation(run: Run, data: ProtocolData, *, which: str = "last") -> list[str]:
     """Refuse validation images other than those that a run was validated with; nothing is decoded.
 
     Args:
         run: whose model is to be calibrated or judged.
         data: with the validation part.
         which: checkpoint. Where it is not here, as with an artifact alone, nothing is compared and a warning says so.
+
+    Returns:
+        What was warned of.
 
     Raises:
         ValueError: they are others, and the protocol's split may have brought training images among them; or other classes.
@@ -80,7 +83,7 @@ def require_former_validation(run: Run, data: ProtocolData, *, which: str = "las
         state = {}
     if VALIDATION not in state and IMAGES in state:  # of an earlier release
         data = run.protocol_data(("train", "validation"))
-    compare_validation(state, data, what=str(run.folder), root=run.config.data)
+    return compare_validation(state, data, what=str(run.folder), root=run.config.data)
 
 
 def compare_validation(
@@ -90,7 +93,7 @@ def compare_validation(
     what: str,
     root: str | None,
     is_other_tree: bool = False,
-) -> None:
+) -> list[str]:
     """Refuse validation images other than a checkpoint's, or warn where the protocol's split makes that harmless.
 
     Photographs of another tree that have the names and classes of the checkpoint's are taken with a warning.
@@ -102,6 +105,9 @@ def compare_validation(
         root: of the data, for messages.
         is_other_tree: the checkpoint's images were elsewhere, so that names do not tell which are the same.
 
+    Returns:
+        What was warned of.
+
     Raises:
         ValueError: they are others.
     """
@@ -110,29 +116,30 @@ def compare_validation(
     elif IMAGES in state:
         expected, found = state[IMAGES], fingerprint(data.train, data.validation)
     else:
-        logger.warning(
-            "nothing here says which images %s was trained and validated on (its checkpoint is missing or of an earlier "
-            "release); if files were removed or added since, it may be calibrated with images that it was trained on",
-            what,
+        return _warned(
+            f"nothing here says which images {what} was trained and validated on (its checkpoint is missing or of an earlier "
+            "release); if files were removed or added since, what calibrates or judges it may have been trained on"
         )
-        return
     here = root or "the data"
     if found == expected:
         if is_other_tree and not isinstance(data.validation.images, Tensor):
-            logger.warning(
-                "%s was trained on photographs that lay elsewhere. Those in %s have the same names and classes, and more is not "
-                "compared: if they are other pictures, what validates and calibrates here may have been trained on there",
-                what, here,
-            )  # fmt: skip
-        return
+            return _warned(
+                f"{what} was trained on photographs that lay elsewhere. Those in {here} have the same names and classes, and "
+                "more is not compared: if they are other pictures, what validates and calibrates here may have been trained on "
+                "there"
+            )
+        return []
     if data.name in _SPLIT_APART and not is_other_tree:
-        logger.warning(
-            "%s was trained and validated on other images than %s now holds: %s",
-            what, here, _SPLIT_APART[data.name],
-        )  # fmt: skip
-        return
+        return _warned(
+            f"{what} was trained and validated on other images than {here} now holds: {_SPLIT_APART[data.name]}"
+        )
     raise ValueError(
         f"{what} was trained and validated on other images than {here} now holds (expected those of SHA-256 "
         f"{expected[:12]}, got {len(data.validation)} validation images, {found[:12]}): the split of {data.name} is another "
         "one now, and what would calibrate may have been trained on; restore the former files, or train anew (another NAME=)"
     )
+
+
+def _warned(text: str) -> list[str]:
+    logger.warning("%s", text)
+    return [text]

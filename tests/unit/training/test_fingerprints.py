@@ -192,6 +192,30 @@ def test_added_files_of_own_classes_are_a_warning(
     assert "renamed is dealt out anew" in caplog.text
 
 
+def test_renamed_files_of_own_classes_are_told_with_what_the_test_shows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = tmp_path / "tree"
+    for name in ("known/ant", "known/bee", "negative/moss"):
+        fill_with_images(tree / name, 14)
+    config = make_config(
+        "folders", "cos_eos", data=tree, options={"image_size": 32}, device="cpu", name="own"
+    )
+    before = config.load_data(LOADED)
+    run = untrained(config, before, tmp_path / "own")
+    kept = evaluate(run, show_progress=False)["notes"]
+    assert "other images" not in caplog.text + " ".join(kept)
+    for file in (tree / "known/ant").iterdir():
+        file.rename(file.with_stem(f"renamed-{file.stem}"))
+    trained = {name.replace("ant/", "ant/renamed-") for name in before.train.sample_ids.tolist()}
+    assert trained & set(run.protocol_data(("test",)).test.sample_ids.tolist())
+    report = evaluate(run, show_progress=False)
+    (told,) = [note for note in report["notes"] if note not in kept]
+    assert f"own was trained and validated on other images than {tree} now holds" in told
+    assert "renamed is dealt out anew" in told
+    assert caplog.messages.count(told) == 1
+
+
 def test_characters_that_are_rendered_differently_are_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
