@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from training.interrupt import DeferredInterrupt
 from training.losses import LOSSES
 from training.losses.margins import LogitMargin
 from training.optimization import AveragedWeights, build_optimizer, learning_rate_factor
-from training.options import applies
+from training.options import applies, with_data_defaults
 from training.precision import fast_convolutions
 from training.pretrained import is_weights_file, load_backbone
 from training.run_folder import check_folder, locked_run
@@ -138,7 +138,7 @@ class Trainer:
             # The first process alone sees whether the run goes on.
             is_new = parallel.from_writer(not (folder / LAST).is_file(), share)
             if is_new:
-                self._take_initial_weights(config.initial_weights)
+                self._take_initial_weights(config.initial_weights, calibration)
         if share.count > 1 and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(memory_format=torch.channels_last)
@@ -190,9 +190,9 @@ class Trainer:
             )
         return least
 
-    def _take_initial_weights(self, source: str) -> None:
+    def _take_initial_weights(self, source: str, calibration: Split) -> None:
         if not is_weights_file(source):
-            self._start_from(source)
+            self._start_from(source, calibration)
             return
         if self.config.network != "resnet50":
             raise ValueError(
@@ -206,7 +206,7 @@ class Trainer:
                 "add OPTIONS=normalize_images=true, or take PRESET=modern, which does so", source,
             )  # fmt: skip
 
-    def _start_from(self, folder: str) -> None:
+    def _start_from(self, folder: str, calibration: Split) -> None:
         """Take over the weights of a run on the same data, classes and shapes; nothing else of it.
 
         Other data are refused: what that run trained on may be what this one validates and calibrates with. Several
@@ -220,7 +220,11 @@ class Trainer:
         config, state, self.pretraining_notes = parallel.from_writer(source, self.share)
         what = f"initial_weights={folder}"
         now, then = (
-            {key: value for key, value in one.data_options.items() if key not in _NOT_SPLIT}
+            {
+                key: value
+                for key, value in with_data_defaults(one.protocol, one.data_options).items()
+                if key not in _NOT_SPLIT
+            }
             | {"protocol": one.protocol}
             for one in (self.config, config)
         )
@@ -236,8 +240,9 @@ class Trainer:
             )
         # One tree's paths tell which images are the same; those of two trees do not.
         is_other_tree = _resolved(config.data) != _resolved(self.config.data)
+        data = replace(self.data, validation=calibration)
         compare_validation(
-            state, self.data, what=what, root=self.config.data, is_other_tree=is_other_tree
+            state, data, what=what, root=self.config.data, is_other_tree=is_other_tree
         )
         try:
             self.model.load_state_dict(state["averaged"] or state["model"])

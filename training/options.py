@@ -173,6 +173,13 @@ def data_option_names(protocol: str) -> list[str]:
     return list(_data_defaults(protocol))
 
 
+def with_data_defaults(protocol: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a protocol's data by the names of ``load_protocol``, those that are not given at their defaults."""
+    defaults = _data_defaults(protocol)
+    defaults["seed"] = defaults.pop("split_seed")
+    return {**defaults, **given}
+
+
 def refuse_wrong_types(given: Mapping[str, Any], protocol: str, loss: str, preset: str) -> None:
     """Refuse what an option does not take, by type and word: any text but an empty one would else count as true.
 

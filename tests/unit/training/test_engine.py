@@ -273,6 +273,49 @@ def test_run_may_start_from_the_weights_of_another(few: Any, tmp_path: Path) -> 
         Trainer(config_for(options=options), fewer, tmp_path / "third", show_progress=False)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "spelt_out"),
+    [
+        ("glyphs", {"split_seed": 4242}),
+        ("glyphs", {"size": "full"}),
+        ("toy", {"digits": "emnist"}),
+        ("p1", {"allow_missing_classes": False}),
+    ],
+)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_default_that_is_spelt_out_splits_no_other_way(
+    few: Any, tmp_path: Path, protocol: str, spelt_out: dict[str, Any], is_first: bool
+) -> None:
+    def started_from_first(second: dict[str, Any]) -> Trainer:
+        config = make_config(
+            protocol, "cos_eos", device="cpu", options=second | {"initial_weights": str(tmp_path)}
+        )
+        config = dataclasses.replace(config, network="lenet_plus_plus", network_options={})
+        return Trainer(config, few, tmp_path / "second", show_progress=False)
+
+    first, second = (spelt_out, {}) if is_first else ({}, spelt_out)
+    config = make_config(protocol, "cos_eos", device="cpu", options=first)
+    config = dataclasses.replace(config, network="lenet_plus_plus", network_options={})
+    trainer_for(config, few, tmp_path).save()
+    assert_same(weights_of(tmp_path), dict(started_from_first(second).model.state_dict()))
+    with pytest.raises(ValueError, match="'seed': 7"):
+        started_from_first(second | {"split_seed": 7})
+
+
+def test_weights_are_taken_over_where_a_part_of_the_validation_judges(
+    few: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of it calibrates, and all of it is what the first run was validated beside."""
+    trainer_for(config_for(epochs=1), few, tmp_path / "first").save()
+    config = config_for(options={"initial_weights": str(tmp_path / "first")})
+    fewer = dataclasses.replace(few, validation=few.validation.subset(np.arange(100)))
+    second = Trainer(
+        config, fewer, tmp_path / "second", show_progress=False, calibration=few.validation
+    )
+    assert_same(weights_of(tmp_path / "first"), dict(second.model.state_dict()))
+    assert "other images" not in caplog.text
+
+
 def test_finished_run_stays_as_it_is(few: Any, tmp_path: Path) -> None:
     config = config_for(epochs=1)
     trainer_for(config, few, tmp_path / "run").run()
