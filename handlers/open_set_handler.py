@@ -27,13 +27,18 @@ from openset.buckets import buckets_up_to
 from openset.classifier import OpenSetClassifier
 from openset.compilation import CALLS_UNTIL_RECORDED
 from openset.cores import SharedCores
-from openset.image_headers import UnreadableImage
+from openset.image_headers import MAX_PIXELS, ImageFacts, UnreadableImage, read_header
+from openset.pixel_budget import PixelBudget
 from openset.scores import class_probabilities
 
 logger = logging.getLogger(__name__)
 
 _JSON = "application/json"
 _PROBLEM = "application/problem+json"
+
+# Largest images that a worker decodes side by side, of 640 MB each; smaller ones count by their pixels. On a GPU's host all
+# cores decode, and several photographs must be under way at once.
+_LARGEST_IMAGES = {"cpu": 1, "cuda": 4}
 
 
 class OpenSetHandler:
@@ -70,6 +75,7 @@ class OpenSetHandler:
         self.decoders = ThreadPoolExecutor(
             threads, thread_name_prefix="decode", initializer=_use_all_cores
         )
+        self.budget = PixelBudget(MAX_PIXELS * _LARGEST_IMAGES[self.classifier.device.type])
         if self.cores:
             self.cores.follow(self.classifier.backbone)
         if self.classifier.path.mode == "packed":
@@ -148,9 +154,7 @@ class OpenSetHandler:
             body = row.get("body", row.get("data"))
             if not isinstance(body, bytes | bytearray):
                 raise UnreadableImage(f"expected image bytes, got {type(body).__name__}")
-            preprocessing = self.classifier.preprocessing
-            decoded, facts = preprocessing.decode_with_facts(body)
-            image = preprocessing.transform(decoded)
+            image, facts = self._decode(body)
             decode_ms = (time.perf_counter() - started) * 1e3
             return question, image, facts._asdict(), decode_ms
         except BadOperatingPoint as error:
@@ -163,6 +167,12 @@ class OpenSetHandler:
         except Exception:
             logger.exception("request %d of the batch failed", index)
             return _failure("the image could not be processed")
+
+    def _decode(self, body: bytes | bytearray) -> tuple[torch.Tensor, ImageFacts]:
+        header, preprocessing = read_header(body), self.classifier.preprocessing
+        with self.budget.of(header.width * header.height):  # until the full-size image is gone
+            decoded, facts = preprocessing.decode_with_facts(body)
+            return preprocessing.transform(decoded), facts
 
     def _answer(self, requests: list[tuple[Any, ...]]) -> list[dict[str, Any] | Refusal]:
         if not requests:

@@ -79,7 +79,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _upper_byte(image: Image.Image) -> Image.Image:
     """16-bit grey to 8-bit grey, its transparent value white. Pillow's own conversion clips at 255 instead."""
     array = np.asarray(image)
-    grey = (array.astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+    grey = (array >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[array == transparent] = 255
@@ -88,7 +88,7 @@ def _upper_byte(image: Image.Image) -> Image.Image:
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Transparency on white, every stored mode to "L" or "RGB"."""
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+    if image.mode == "I;16":
         image = _upper_byte(image)
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = _on_white(image)

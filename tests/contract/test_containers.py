@@ -37,9 +37,10 @@ def test_uploads_in_flight_fit_the_gateways_memory() -> None:
     assert COPIES * budget + PROGRAM_BYTES <= 1024 * MIB
 
 
-def test_own_targets_of_requests_are_a_setting_of_the_containers_too() -> None:
-    given = default_of(service("gateway")["environment"]["OPENSET_REQUEST_FPR"])
-    assert given == Settings.model_fields["request_fpr"].default
+@pytest.mark.parametrize("name", ["request_fpr", "max_pixels"])
+def test_setting_of_the_gateway_is_one_of_the_containers_too(name: str) -> None:
+    given = default_of(service("gateway")["environment"][f"OPENSET_{name.upper()}"])
+    assert given == str(Settings.model_fields[name].default)
 
 
 def test_both_containers_know_the_same_deadline() -> None:

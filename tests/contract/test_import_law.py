@@ -29,7 +29,16 @@ FORBIDDEN = {
 }
 # Layers inside openset, lowest first; a module imports from lower layers or its own.
 LAYERS = [
-    {"labels", "geometry", "image_headers", "model_card", "packing", "cores", "buckets"},
+    {
+        "labels",
+        "geometry",
+        "image_headers",
+        "model_card",
+        "packing",
+        "cores",
+        "buckets",
+        "pixel_budget",
+    },
     {"preprocessing", "heads", "scores", "decision", "compilation"},
     {"networks", "metrics", "calibration", "fitted_scores"},
     {"classifier", "answers"},

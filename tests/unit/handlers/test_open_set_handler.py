@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+import threading
 import warnings
 import weakref
 from pathlib import Path
@@ -21,6 +22,8 @@ from openset.artifact import load_artifact
 from openset.classifier import SCORE_TOLERANCE
 from openset.compilation import CALLS_UNTIL_RECORDED
 from openset.packing import PackedConv2d, can_pack
+from openset.pixel_budget import PixelBudget
+from openset.preprocessing import Preprocessing
 from tests.factories import grey_image, image_bytes, tiny_artifact
 
 
@@ -126,6 +129,31 @@ def test_decoding_is_not_confined_to_the_core_of_the_main_thread(artifact: Path)
     finally:
         os.sched_setaffinity(0, before)
     assert cores == os.sched_getaffinity(os.getppid())
+
+
+@pytest.mark.parametrize(("images", "alone"), [(1, True), (2, False)], ids=["one fits", "both fit"])
+def test_images_are_decoded_side_by_side_as_far_as_the_pixel_budget_goes(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, images: int, alone: bool
+) -> None:
+    made = OpenSetHandler()
+    made.initialize(FakeContext(artifact, decode_threads=2))
+    made.budget = PixelBudget(images * 28 * 28)
+    transform = Preprocessing.transform
+    both = threading.Barrier(2)
+    alones = []
+
+    def noted(self: Preprocessing, image: Any) -> torch.Tensor:
+        try:
+            both.wait(0.2 if alone else 30)
+        except threading.BrokenBarrierError:
+            alones.append(image)
+        return transform(self, image)  # still holds the image at its full size
+
+    monkeypatch.setattr(Preprocessing, "transform", noted)
+    answers, context = ask(made, artifact, [image_bytes(grey_image(seed)) for seed in (1, 2)])
+    assert bool(alones) is alone
+    assert not context.status
+    assert all("label" in answer for answer in answers)
 
 
 def test_scores_equal_the_offline_classifier(handler: OpenSetHandler, artifact: Path) -> None:

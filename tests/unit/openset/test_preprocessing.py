@@ -115,6 +115,12 @@ def test_sixteen_bit_grey_keeps_its_upper_byte_with_and_without_a_transparent_va
     assert GREY.decode(encoded(image, transparency=0x1000)).getpixel((0, 0)) == 0xFF
 
 
+def test_every_sixteen_bit_value_becomes_its_upper_byte() -> None:
+    values = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+    decoded = np.asarray(GREY.decode(encoded(Image.fromarray(values))))
+    np.testing.assert_array_equal(decoded, values // 256)
+
+
 def test_strips_of_a_large_transparent_image_join_seamlessly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
