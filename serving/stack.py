@@ -193,7 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--gateway-processes", type=int, help="default: 1, on a GPU 4")
     parser.add_argument(
-        "--database-url", help="default: a SQLite file beside the archive, <model>.calibrations.db"
+        "--database-url",
+        help="default: OPENSET_DATABASE_URL, else a SQLite file beside the archive, <model>.calibrations.db",
     )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -211,7 +212,9 @@ def main(argv: list[str] | None = None) -> int:
             port=arguments.port,
             processes=arguments.gateway_processes
             or device_defaults(arguments.device)["gateway_processes"],
-            database_url=arguments.database_url or f"sqlite:///{database.resolve()}",
+            database_url=arguments.database_url
+            or os.environ.get("OPENSET_DATABASE_URL")
+            or f"sqlite:///{database.resolve()}",
         )
         return asyncio.run(run_stack(settings, gateway))
 
