@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -125,3 +126,39 @@ def test_no_key_is_asked_for_where_none_would_help(tmp_path: Path) -> None:
     script = f"setTimeout(() => {{ {SHOWS} }}, 500)"
     shown = shown_after(script, tmp_path, fetch=refusing(403, "foreign-origin"))
     assert "/model undefined none" in shown
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of ``#rgb`` or ``#rrggbb`` (WCAG 2)."""
+    digits = color.removeprefix("#")
+    if len(digits) == 3:
+        digits = "".join(2 * digit for digit in digits)
+    channels = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_is_told_from_its_ground(scheme: int) -> None:
+    """4.5:1 at least, for every rule that colors text: on the ground that it sets, else on a card's."""
+    style = PAGE.read_text().partition("</style>")[0]
+    root = re.findall(r":root \{(.*?)\}", style)[scheme]
+    colors = dict(re.findall(r"(--[\w-]+):(#\w+)", root))
+    seen = set()
+    for selector, rule in re.findall(r"([^{}]+)\{([^{}]*)\}", style):
+        text = re.search(r"(?<![-\w])color:([^; ]+)", rule)
+        if text is None:
+            continue
+        ground = re.search(r"background:([^; ]+)", rule)
+        both = [text.group(1), ground.group(1) if ground else "var(--card)"]
+        values = [colors.get(value.removeprefix("var(").rstrip(")"), value) for value in both]
+        darker, lighter = sorted(luminance(value) for value in values)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (selector, *values)
+        seen.add(selector.strip())
+    assert {"body", "button.go", ".problem", ".small"} <= seen
+
+
+def test_choice_of_the_rate_has_a_name_and_what_setting_it_gave_is_announced() -> None:
+    page = PAGE.read_text()
+    assert re.search(r'<select id="fpr" aria-label="[^"]+">', page)
+    assert re.search(r'id="set-said" role="status"', page)
