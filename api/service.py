@@ -112,6 +112,7 @@ class Service:
         self._current: dict[str, Unchanged[Calibration | None]] = {}
         self._canary = SingleFlight(self._ask_canary)
         self._why_no_factory: dict[str, str] = {}
+        self._why_not_ready: str | None = None
 
     def close(self) -> None:
         """Give up what is still asked."""
@@ -180,7 +181,8 @@ class Service:
         return Problem(
             "not-calibrated",
             f"the serving path {path} has no calibration scores; add them, on a machine like this one, with: "
-            f"make calibrate RUN=<run> DEVICE={device} PRECISION={precision}{compiled}, then make archive RUN=<run> and restart",
+            f"make calibrate RUN=<run> DEVICE={device} PRECISION={precision}{compiled}, then make archive RUN=<run>, and start "
+            "again (make serve, make up)",
             path=path,
         )
 
@@ -390,8 +392,19 @@ class Service:
         """Path and calibration, proven by a recent prediction or a canary.
 
         Raises:
-            Problem: why the stack is not ready.
+            Problem: why the stack is not ready; logged when the reason changes, since whoever asks may not keep the answer.
         """
+        try:
+            proven = await self._proven()
+        except Problem as problem:
+            if problem.detail != self._why_not_ready:
+                logger.warning("not ready (%s): %s", problem.slug, problem.detail)
+            self._why_not_ready = problem.detail
+            raise
+        self._why_not_ready = None
+        return proven
+
+    async def _proven(self) -> tuple[str, Calibration]:
         if time.monotonic() - self._answered_at > self.settings.ready_seconds or self.path is None:
             await self._canary.get()
         path = await self.serving_path()

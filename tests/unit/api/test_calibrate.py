@@ -247,6 +247,36 @@ async def test_stored_score_that_a_new_archive_lacks_is_not_ready_and_can_be_rep
     assert (await predict(newer))["score_type"] == "softmax"
 
 
+async def test_reason_for_not_being_ready_is_logged_once_until_it_changes(
+    start_gateway: Any, archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever runs a container sees its log, not what its health check was answered."""
+    factory = {"path": "cuda-float32-eager-0", "fpr": 1e-6, "confidence": 0.95}
+    gateway = await start_gateway(archive=with_card(archive, tmp_path / "n.mar", factory=factory))
+
+    def reasons() -> list[str]:
+        said = [record.getMessage() for record in caplog.records]
+        return [text for text in said if text.startswith("not ready")]
+
+    async def refused() -> str:
+        replies = [await gateway.get("/readyz") for _ in range(3)]
+        [detail] = {reply.json()["detail"] for reply in replies}
+        return f"not ready (not-calibrated): {detail}"
+
+    without_point = await refused()
+    service = gateway.app.state.service
+    taken = service.model.score_sets.pop(service.path)
+    without_scores = await refused()
+    assert reasons() == [without_point, without_scores]
+    service.model.score_sets[service.path] = taken
+    assert (await gateway.post("/calibrate?fpr=0.1")).status_code == 200
+    assert (await gateway.get("/readyz")).status_code == 200
+    service.model.score_sets.pop(service.path)
+    assert reasons() == [without_point, without_scores]
+    assert await refused() == without_scores
+    assert reasons() == [without_point, without_scores, without_scores]
+
+
 async def test_factory_point_that_cannot_be_taken_over_is_said_and_can_be_replaced(
     start_gateway: Any, archive: Path, tmp_path: Path
 ) -> None:

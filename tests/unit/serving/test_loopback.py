@@ -20,8 +20,10 @@ ROOT = Path(__file__).parents[3]
 
 
 class Ready(BaseHTTPRequestHandler):
+    status = 200
+
     def do_GET(self) -> None:
-        self.send_response(200)
+        self.send_response(self.status)
         self.end_headers()
         self.wfile.write(b'{"ready": true}')
 
@@ -47,12 +49,18 @@ def test_demo_asks_its_stack_without_the_proxy(port: int) -> None:
     assert demo.call("GET", f"http://127.0.0.1:{port}/") == {"ready": True}
 
 
-def test_health_check_of_the_gateways_container_asks_without_the_proxy(port: int) -> None:
+@pytest.mark.parametrize("status", [200, 503])
+def test_health_check_of_the_gateways_container_asks_without_the_proxy_and_says_what_came(
+    port: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ready, "status", status)
     text = (ROOT / "docker/Dockerfile.gateway").read_text()
     found = re.search(r"HEALTHCHECK.*?CMD (\[.*?\])$", text, re.DOTALL | re.MULTILINE)
     assert found is not None
     _, *arguments = json.loads(found.group(1).replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
-    subprocess.run([sys.executable, *arguments], check=True)
+    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == (status != 200)
+    assert done.stdout == '{"ready": true}\n'
 
 
 @pytest.mark.parametrize("folder", ["tests/e2e", "benchmarks"])
