@@ -115,8 +115,10 @@ bench: install ## serving speed against its baselines | [IMAGES=<photographs> DE
 	@$(PY) benchmarks/serve.py $(call flag,IMAGES,--images) $(call flag,DEVICE,--device) $(call flag,PRECISION,--precision) \
 	  $(if $(COMPILED),--compiled) $(call flag,JSON,--json) $(call flag,FIGURE,--figure) $(call flag,URL,--url) $(ARGS)
 
+# Both containers anew, since an archive that was packed again changes nothing that compose compares; calibrations stay in their
+# volume.
 # Says why where a container does not become ready; they stay, to be looked at: make down stops them.
-compose_up = export MODEL=$(MODEL) PORT=$(PORT); $(1) build && { $(1) up --detach --wait || { $(1) logs --tail 100 >&2; exit 1; }; }
+compose_up = export MODEL=$(MODEL) PORT=$(PORT); $(1) build && { $(1) up --detach --wait --force-recreate || { $(1) logs --tail 100 >&2; exit 1; }; }
 
 up: ## the same in containers, CPU | MODEL=<name> [PORT=8000]
 	$(call need,MODEL,demo)

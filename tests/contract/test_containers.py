@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,13 @@ def test_gateway_image_holds_every_module_of_openset_that_the_gateway_imports() 
     copied = (ROOT / "docker/Dockerfile.gateway").read_text()
     assert used
     assert not [name for name in used if f"openset/{name}.py" not in copied]
+
+
+def test_up_starts_both_containers_anew_so_that_a_new_archive_is_served(tmp_path: Path) -> None:
+    """The archive lies in a bind mount: compose sees no difference and would leave the old model in memory."""
+    program, said = tmp_path / "compose", tmp_path / "said"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    program.chmod(0o755)
+    subprocess.run(["make", "up", "MODEL=demo", f"COMPOSE={program}"], cwd=ROOT, check=True)
+    [up] = [line for line in said.read_text().splitlines() if " up " in line]
+    assert {"--force-recreate", "--wait"} <= set(up.split())
