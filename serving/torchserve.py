@@ -142,6 +142,7 @@ class TorchServe:
         self.output, self.logging = output, logging
         self.process: asyncio.subprocess.Process | None = None
         self._lock: IO[str] | None = None
+        self._folder: int | None = None
 
     async def start(self) -> None:
         """Write the configuration and start Java; returns before the model is ready.
@@ -191,7 +192,10 @@ class TorchServe:
         )
 
     def _lock_run_folder(self) -> None:
-        """Two instances would clear each other's folders; the lock ends with this process, however that ends."""
+        """Two instances would clear each other's folders; the lock ends with this process, however that ends.
+
+        The folder itself is locked too, shared: systemd-tmpfiles deletes what is old below /tmp, but nothing in a locked folder.
+        """
         self.settings.run_dir.mkdir(parents=True, exist_ok=True)
         _require_ours(self.settings.run_dir)
         lock = (self.settings.run_dir / _LOCK).open("a")
@@ -206,6 +210,11 @@ class TorchServe:
         lock.write(_MARK)
         lock.flush()
         self._lock = lock
+        self._folder = os.open(self.settings.run_dir, os.O_RDONLY)
+        with contextlib.suppress(
+            OSError
+        ):  # not every file system locks folders; it is served all the same
+            fcntl.flock(self._folder, fcntl.LOCK_SH)
 
     def _prepare(self) -> Path:
         """Fresh folders, configuration and the unpacked archive with its settings; returns the configuration folder."""
@@ -253,6 +262,9 @@ class TorchServe:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         group = process.pid

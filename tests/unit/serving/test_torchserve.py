@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import os
 import socket
 import stat
 import zipfile
@@ -56,6 +58,21 @@ async def test_stopped_instance_gives_its_run_folder_back(tmp_path: Path) -> Non
     await first.stop()
     second._lock_run_folder()
     await second.stop()
+
+
+async def test_run_folder_is_locked_against_cleaners_of_the_temporary_folder_until_the_end(
+    tmp_path: Path,
+) -> None:
+    server = TorchServe(settings(tmp_path))
+    server._lock_run_folder()
+    folder = os.open(server.settings.run_dir, os.O_RDONLY)
+    try:
+        with pytest.raises(BlockingIOError):  # as systemd-tmpfiles tries it
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        await server.stop()
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(folder)
 
 
 @pytest.mark.parametrize("name", ["ts/mine", "admin/mine/deep", "tmp/mine", "conf/mine", "conf"])
