@@ -116,9 +116,9 @@ bench: install ## serving speed against its baselines | [IMAGES=<photographs> DE
 	  $(if $(COMPILED),--compiled) $(call flag,JSON,--json) $(call flag,FIGURE,--figure) $(call flag,URL,--url) $(ARGS)
 
 # Both containers anew, since an archive that was packed again changes nothing that compose compares; calibrations stay in their
-# volume.
+# volume. The containers' users are others than the one who packs: they must be able to enter the folder.
 # Says why where a container does not become ready; they stay, to be looked at: make down stops them.
-compose_up = export MODEL=$(MODEL) PORT=$(PORT); $(1) build && { $(1) up --detach --wait --force-recreate || { $(1) logs --tail 100 >&2; exit 1; }; }
+compose_up = chmod -f a+rx model_store; export MODEL=$(MODEL) PORT=$(PORT); $(1) build && { $(1) up --detach --wait --force-recreate || { $(1) logs --tail 100 >&2; exit 1; }; }
 
 up: ## the same in containers, CPU | MODEL=<name> [PORT=8000]
 	$(call need,MODEL,demo)

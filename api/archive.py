@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import zipfile
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ def read_archive(file: Path) -> ServedModel:
 
     Raises:
         ValueError: the file is not an archive of ours.
+        OSError: it cannot be read.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -67,6 +69,9 @@ def read_archive(file: Path) -> ServedModel:
     except MemoryError:  # says nothing about the file
         raise
     except Exception as error:
+        # A place that does not exist in the file is an invalid argument to the system; all else it refuses is no damage.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         # Damaged bytes: zipfile and what decompresses for it raise a dozen kinds.
         raise ValueError(
             f"{file} is not an archive of this product: {error}; make it with: make archive RUN=<run>"

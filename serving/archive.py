@@ -69,6 +69,7 @@ def build_archive(artifact: Path, name: str, out: Path = MODEL_STORE) -> Path:
             raise CannotArchive(f"torch-model-archiver failed:\n{done.stdout}{done.stderr}")
         partial = out / f".{name}.mar.partial"
         _rewrite(built / f"{name}.mar", partial)
+        partial.chmod(0o644)  # whatever the umask: containers read it as users of their own
         os.replace(partial, out / f"{name}.mar")
     return out / f"{name}.mar"
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -95,6 +96,16 @@ def tell_if_stale(settings: ServingSettings) -> None:
         logger.warning("warning: %s", stale)
 
 
+def why(error: Exception) -> str:
+    """What stopped the start, in a line; of a permission also who lacks it."""
+    if isinstance(error, PermissionError):
+        return (
+            f"{error}; this runs as user {os.geteuid()}, who must be allowed to read the archive and its folder "
+            "(chmod a+rX) and to write to the run folder"
+        )
+    return str(error) or repr(error)
+
+
 def stop_event() -> asyncio.Event:
     """An event that SIGTERM and SIGINT set."""
     event = asyncio.Event()
@@ -126,8 +137,8 @@ async def serve(settings: ServingSettings) -> int:
         if watching.done():
             watching.result()
         return 0
-    except TorchServeFailed as error:
-        logger.error("error: %s", error)
+    except (OSError, TorchServeFailed) as error:
+        logger.error("error: %s", why(error))
         return 1
     finally:
         for task in (watching, waiting):
@@ -145,8 +156,8 @@ def main(argv: list[str] | None = None) -> int:
     with run_folder(arguments.run_dir) as run_dir:
         try:
             settings = settings_from(arguments, run_dir)
-        except (FileNotFoundError, ValueError) as error:
-            logger.error("error: %s", error)
+        except (OSError, ValueError) as error:
+            logger.error("error: %s", why(error))
             return 1
         tell_if_stale(settings)
         return asyncio.run(serve(settings))

@@ -27,6 +27,7 @@ from serving.serve import (
     settings_from,
     stop_event,
     tell_if_stale,
+    why,
 )
 from serving.supervisor import Supervisor
 from serving.torchserve import TorchServeFailed, die_with_parent
@@ -173,8 +174,8 @@ async def run_stack(settings: ServingSettings, gateway: Gateway) -> int:
         if living.done():
             living.result()
         return 0
-    except TorchServeFailed as error:
-        logger.error("error: %s", error)
+    except (OSError, TorchServeFailed) as error:
+        logger.error("error: %s", why(error))
         return 1
     finally:
         for task in (living, stopping, *tasks):
@@ -201,8 +202,8 @@ def main(argv: list[str] | None = None) -> int:
     with run_folder(arguments.run_dir) as run_dir:
         try:
             settings = settings_from(arguments, run_dir)
-        except (FileNotFoundError, ValueError) as error:
-            logger.error("error: %s", error)
+        except (OSError, ValueError) as error:
+            logger.error("error: %s", why(error))
             return 1
         tell_if_stale(settings)
         database = Path(arguments.model_store) / f"{arguments.model}.calibrations.db"

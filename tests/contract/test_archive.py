@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import zipfile
@@ -30,6 +31,17 @@ def archive(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_same_input_gives_the_same_bytes(artifact: Path, archive: Path, tmp_path: Path) -> None:
     assert build_archive(artifact, "tiny", tmp_path).read_bytes() == archive.read_bytes()
+
+
+def test_archive_can_be_read_by_the_containers_users_whatever_the_umask(
+    artifact: Path, tmp_path: Path
+) -> None:
+    before = os.umask(0o077)
+    try:
+        file = build_archive(artifact, "tiny", tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
 
 
 def test_gateway_reads_card_scores_and_digest_from_it(artifact: Path, archive: Path) -> None:

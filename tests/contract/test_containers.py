@@ -75,3 +75,12 @@ def test_up_starts_both_containers_anew_so_that_a_new_archive_is_served(tmp_path
     subprocess.run(["make", "up", "MODEL=demo", f"COMPOSE={program}"], cwd=ROOT, check=True)
     [up] = [line for line in said.read_text().splitlines() if " up " in line]
     assert {"--force-recreate", "--wait"} <= set(up.split())
+
+
+@pytest.mark.parametrize("name", ["gateway", "torchserve"])
+def test_sources_of_a_strict_umask_can_be_read_by_the_images_user(name: str) -> None:
+    text = (ROOT / f"docker/Dockerfile.{name}").read_text()
+    copied, allowed, user = (
+        text.rindex(part) for part in ("\nCOPY ", "chmod -R a+rX /app", "\nUSER ")
+    )
+    assert copied < allowed < user

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import zipfile
 from pathlib import Path
 
@@ -51,3 +53,16 @@ def test_broken_compression_is_a_value_error(archive: Path, tmp_path: Path) -> N
     file.write_bytes(data)
     with pytest.raises(ValueError, match="is not an archive of this product"):
         read_archive(file)
+
+
+def test_archive_that_may_not_be_read_is_not_called_damaged(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated, since the administrator may read everything."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(archive))
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied: .*tiny\.mar"):
+        read_archive(archive)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import os
+import re
 import socket
 import stat
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from serving import serve, stack
 from serving.configuration import ServingSettings, device_defaults
 from serving.serve import add_serving_arguments, settings_from
 from serving.supervisor import Supervisor
@@ -73,6 +77,36 @@ async def test_run_folder_is_locked_against_cleaners_of_the_temporary_folder_unt
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(folder)
+
+
+@pytest.mark.parametrize("command", [serve, stack])
+@pytest.mark.parametrize("step", ["the archive is looked for", "the archive is unpacked"])
+def test_permission_that_is_missing_is_told_in_a_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    command: ModuleType,
+    step: str,
+) -> None:
+    """Simulated, since the administrator may read everything."""
+    made = settings(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(made.archive))
+
+    if step == "the archive is looked for":
+        monkeypatch.setattr(ServingSettings, "__post_init__", refuse)
+    else:
+        monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = ["--model", "tiny", "--model-store", str(tmp_path), "--run-dir", str(made.run_dir)]
+    if command is stack:
+        arguments += ["--port", str(port)]
+    with caplog.at_level("ERROR"):
+        assert command.main(arguments) == 1
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert re.search(rf"Permission denied: '.*tiny\.mar'.* user {os.geteuid()}.*chmod a\+rX", said)
 
 
 @pytest.mark.parametrize("name", ["ts/mine", "admin/mine/deep", "tmp/mine", "conf/mine", "conf"])
