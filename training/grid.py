@@ -44,7 +44,6 @@ class Cell:
         seed: of the run.
         options: what differs from the protocol's and preset's defaults, without the digits.
         precision: of the backbone in training, "float32" or "bfloat16".
-        is_recommended: whether it was asked for as the protocol's recommended model.
         how: options that do not change which experiment this is (speed, checkpoints, scores of the evaluation).
     """
 
@@ -56,7 +55,6 @@ class Cell:
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
     precision: str = "float32"
-    is_recommended: bool = field(default=False, compare=False)
     how: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -175,16 +173,14 @@ def _cell(
     config = make_config(protocol, loss, preset=preset, device=device, options=precision)
     return Cell(
         protocol, loss, preset, digits, config.epochs if epochs is None else epochs, 0,
-        differing_options(protocol, loss, preset, digits, options), config.training.precision, is_recommended, how,
+        differing_options(protocol, loss, preset, digits, options), config.training.precision, how,
     )  # fmt: skip
 
 
 def _joined(first: Cell, second: Cell) -> Cell:
     scores = list(dict.fromkeys([*first.scores, *second.scores]))
     how = {**first.how, **second.how} | ({"scores": scores} if scores else {})
-    return dataclasses.replace(
-        first, how=how, is_recommended=first.is_recommended or second.is_recommended
-    )
+    return dataclasses.replace(first, how=how)
 
 
 def _digit_sources(

@@ -73,7 +73,8 @@ def _gather(protocol: str, runs: Path, file: Path) -> list[Row]:
         for row in stored_rows(folder)
         if row["protocol"] == protocol
     ]
-    return merge_rows(file, found) if found else read_rows(file)
+    # What is there is written again too, in the form of this release.
+    return merge_rows(file, found) if found or file.is_file() else []
 
 
 def merge(file: Path, results: Path) -> None:

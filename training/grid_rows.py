@@ -28,6 +28,8 @@ _CELL_KEY = (
     "protocol", "loss", "options", "preset", "seed", "epochs", "digits", "classes", "precision",
 )  # fmt: skip
 _KEY = (*_CELL_KEY, "group", "score")
+# Columns of earlier releases. What is recommended changes after a row was made: the pages ask the recommendation itself.
+_DROPPED = ("is_recommended",)
 _CELL_FIGURES = ("value", "interval", "interval_clustered", "false_negative_rate")
 GROUPS = {"negative": "negatives", "unknown": "unknowns"}
 VALIDATION_GROUP = "validation_negatives"
@@ -50,10 +52,7 @@ def cell_key(row: Row) -> str:
 def cell_columns(cell: Cell, classes: str) -> Row:
     """The columns that name a cell, and what was asked of its evaluation."""
     values = vars(cell) | {"classes": classes}
-    return {name: values[name] for name in _CELL_KEY} | {
-        "is_recommended": cell.is_recommended,
-        "scores": cell.scores,
-    }
+    return {name: values[name] for name in _CELL_KEY} | {"scores": cell.scores}
 
 
 def is_recorded(columns: Row, rows: Iterable[Row]) -> bool:
@@ -186,7 +185,7 @@ def merge_rows(file: Path, rows: Iterable[Row]) -> list[Row]:
             former = merged.get(row_key(row))
             if former is None or former["evaluated"] <= row["evaluated"]:
                 merged[row_key(row)] = row
-        ordered = [_rounded(row) for row in sorted(merged.values(), key=_order)]
+        ordered = [_written(row) for row in sorted(merged.values(), key=_order)]
         protocol = ordered[0]["protocol"] if ordered else None
         # A line a row: git then shows, and merges, single rows.
         lines = ",\n".join(json.dumps(row) for row in ordered)
@@ -199,6 +198,11 @@ def _order(row: Row) -> tuple[Any, ...]:
     losses = ranked_losses(row["protocol"])
     rank = losses.index(row["loss"]) if row["loss"] in losses else len(losses)
     return (rank, row["loss"], row_key(row))
+
+
+def _written(row: Row) -> Row:
+    """A row as it stands in the file."""
+    return {name: _rounded(value) for name, value in row.items() if name not in _DROPPED}
 
 
 def _rounded(value: Any) -> Any:

@@ -162,10 +162,9 @@ def test_recommended_is_planned_as_what_it_stands_for(monkeypatch: pytest.Monkey
     }
     [cell] = plan("toy", losses=["recommended"], **arguments)
     assert (cell.loss, cell.preset, cell.options) == ("cos_os", "modern", {"scale": "adacos"})
-    assert (cell.is_recommended, cell.scores) == (True, ["ghost", "softmax"])
+    assert cell.scores == ["ghost", "softmax"]
     assert cell.config(data=None, device="cpu").scores == ["ghost", "softmax"]
-    columns = cell_columns(cell, "10/11/11")
-    assert (columns["is_recommended"], columns["scores"]) == (True, ["ghost", "softmax"])
+    assert cell_columns(cell, "10/11/11")["scores"] == ["ghost", "softmax"]
     # The same experiment under its own name is one cell.
     both = plan(
         "toy",
@@ -174,7 +173,7 @@ def test_recommended_is_planned_as_what_it_stands_for(monkeypatch: pytest.Monkey
         **arguments | {"options": {"scale": "adacos", "precision": "float32"}},
     )
     assert both == [cell]
-    assert both[0].is_recommended
+    assert both[0].scores == ["ghost", "softmax"]
 
 
 def test_beyond_the_thesis_nothing_was_published() -> None:

@@ -424,6 +424,19 @@ def test_aims_of_recommended_stand_with_their_distance_or_with_the_command(grid:
     assert "(recommended)" in name_text(ours)
 
 
+def test_report_writes_rows_of_an_earlier_release_in_its_own_form(grid: Path) -> None:
+    file = grid / "results/toy.json"
+    before = file.read_bytes()
+    assert b"is_recommended" not in before
+    content = json.loads(before)
+    for row in content["rows"]:
+        row["is_recommended"] = True
+    file.write_text(json.dumps(content))
+    shutil.rmtree(grid / "runs")
+    assert "(recommended)" not in written(grid)
+    assert file.read_bytes() == before
+
+
 def test_lost_row_is_found_again_in_the_run_and_missed_where_there_is_none(grid: Path) -> None:
     file = grid / "results/toy.json"
     complete = file.read_bytes()

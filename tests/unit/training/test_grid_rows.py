@@ -68,6 +68,14 @@ def test_file_is_deterministic_a_line_a_row_ranked_and_rounded(tmp_path: Path) -
     assert ordered[0]["ccr_at_zero_fpr"] == 0.123457
 
 
+def test_column_of_an_earlier_release_goes_when_the_file_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "toy.json"
+    former = row(is_recommended=False)
+    file.write_text(json.dumps({"schema": 1, "protocol": "toy", "rows": [former]}))
+    merge_rows(file, [row(seed=2, is_recommended=True)])
+    assert [set(one) for one in read_rows(file)] == [set(row())] * 2
+
+
 def test_key_does_not_depend_on_the_order_of_options() -> None:
     one = row(options={"a": 1, "b": 2})
     other = row(options={"b": 2, "a": 1})
