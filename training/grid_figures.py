@@ -38,7 +38,8 @@ CAPTIONS = {
     "angles-more": "angles of the models that the picture above does not show",
 }
 
-# What the thesis compares in one panel: on photographs (its figures 6.5 to 6.10, A.1 to A.3), and on characters besides.
+# What the thesis compares in one panel: on photographs (its figures 6.5 to 6.10, A.1 to A.3), and on characters besides
+# (6.1 to 6.4).
 _PANELS = {
     "margins without negatives": ("softmax", "sfn_norm", "sfn_cosface", "sfn_arcface"),
     "Margin-OS": ("os", "norm_os", "cos_os", "arc_os"),
@@ -46,10 +47,12 @@ _PANELS = {
 }
 _MORE_PANELS_OF_CHARACTERS = {
     "kinds of margin": ("sm_softmax", "sphereface", "cosface", "arcface"),
-    "hard or soft, cosine": ("cosface", "sfn_cosface", "cos_eos", "cos_eos_sfn"),
-    "hard or soft, angular": ("arcface", "sfn_arcface", "arc_eos", "arc_eos_sfn"),
+    "hard or soft": ("cosface", "sfn_cosface", "arcface", "sfn_arcface"),
+    "hard or soft, with negatives": ("cos_eos", "cos_eos_sfn", "arc_eos", "arc_eos_sfn"),
     "symmetric or not": ("cos_os", "cos_os_nonsym", "arc_os", "arc_os_nonsym"),
 }
+# The author's code has a hard head in all of figure 6.3: what differs is the ring term.
+_TITLES_AS_PUBLISHED = {"hard or soft, with negatives": "hard with negatives, ring term or not"}
 # Okabe and Ito: told apart by all kinds of color vision; the lines differ as well.
 _COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINES = ("-", "--", "-", "-.", ":", "--", "-.")
@@ -236,6 +239,8 @@ def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     found: list[tuple[str, list[Entry]]] = []
     of_characters = all(_is_of_characters(entry.setting.protocol) for entry in entries)
     asked = _PANELS | (_MORE_PANELS_OF_CHARACTERS if of_characters else {})
+    if all(entry.setting.as_published for entry in entries):
+        asked = {_TITLES_AS_PUBLISHED.get(title, title): asked[title] for title in asked}
     variants: dict[str, list[Entry]] = {}
     by_options: dict[str, dict[str, Entry]] = {}
     for entry in entries:

@@ -183,6 +183,7 @@ def _thesis_table(published: Setting, entries: Sequence[Entry]) -> list[str]:
         f"## The thesis' {_TABLE_NAMES[protocol]} and ours",
         f"Setting: {published.title}. {how}" + ("" if entries else " Nothing was run in it yet."),
         grid_tables.published_table(published, entries),
+        grid_tables.published_code_note(),
         grid_tables.precision_note(entries),
         grid_tables.replicate_note(protocol),
         grid_tables.counts_note(entries),

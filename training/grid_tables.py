@@ -20,7 +20,7 @@ from training.grid_results import (
 from training.grid_rows import OTHER_DIGITS_GROUP, PUBLISHED_SCORE
 from training.grid_statistics import ACCURACY, Interval
 from training.grid_summaries import PASSING_TARGETS
-from training.losses import AS_PUBLISHED, LOSSES
+from training.losses import LOSSES, THESIS_LOSSES, published_deviations
 from training.options import applies
 from training.protocols import WITH_DIGITS, get_protocol
 from training.published import (
@@ -40,6 +40,7 @@ _BENCHMARKS = {False: ("softmax",), True: ("softmax", "eos", "os")}
 # Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
 _COMMON_SWITCHES: dict[str, Any] = {"feature_bias": False}
 _CHARACTER_SWITCHES: dict[str, Any] = {"activation": "prelu"}
+_SWITCH_OF_FIELD = {"normalization": "head"}  # where it is not called like the loss table's field
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -223,6 +224,22 @@ def replicate_note(protocol: str) -> str:
     )
 
 
+def published_code_note() -> str:
+    """The rows of the published table whose loss the author's code computed otherwise than the thesis' text, and how."""
+    rows: dict[str, list[str]] = {}
+    for loss in THESIS_LOSSES:
+        for deviation in published_deviations(loss):
+            rows.setdefault(deviation.meaning, []).append(f"`{loss}`")
+    lines = [f"- {', '.join(losses)}: {meaning}" for meaning, losses in rows.items()]
+    return "\n".join(
+        [
+            "In these rows the author's code, and with it ours in this table, deviates from the thesis' text (what holds for "
+            "all rows: [as published](../training.md#as-published)):\n",
+            *lines,
+        ]
+    )
+
+
 def setting_table(
     entries: Sequence[Entry], *, group: str = "unknowns", score: str = "softmax"
 ) -> str:
@@ -368,19 +385,13 @@ def deviation_table(setting: Setting, entries: Sequence[Entry]) -> str:
 
 def switches(protocol: str, loss: str) -> dict[str, Any]:
     """Options that switch off what the published code did otherwise for this loss, one by one."""
-    spec = LOSSES[loss]
     chosen = dict(_COMMON_SWITCHES)
     if get_protocol(protocol).kind == "characters":
         chosen |= _CHARACTER_SWITCHES
-    if spec.normalization != "none" and AS_PUBLISHED[loss].unit_centers:
-        chosen["center_norm"] = "differentiable"
-    if loss in ("norm_os", "cos_os", "arc_os", "cos_os_nonsym", "arc_os_nonsym"):
-        chosen["cce_mean"] = "all"
-    if loss in ("cos_eos_sfn", "arc_eos_sfn"):
-        chosen["head"] = "soft"
-    if loss == "sfn_norm":
-        chosen["unit_centers"] = True
-    return chosen
+    return chosen | {
+        _SWITCH_OF_FIELD.get(deviation.field, deviation.field): deviation.text
+        for deviation in published_deviations(loss)
+    }
 
 
 def _experiment(

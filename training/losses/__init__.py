@@ -5,16 +5,20 @@ from training.losses.table import (
     AS_PUBLISHED,
     LOSSES,
     THESIS_LOSSES,
+    Deviation,
     LossSpec,
     protocol_defaults,
+    published_deviations,
 )
 
 __all__ = [
     "AS_PUBLISHED",
     "LOSSES",
     "THESIS_LOSSES",
+    "Deviation",
     "LossSpec",
     "OpenSetCriterion",
     "build_loss",
     "protocol_defaults",
+    "published_deviations",
 ]

@@ -124,6 +124,43 @@ AS_PUBLISHED: dict[str, LossSpec] = {
     for name, spec in THESIS_LOSSES.items()
 }
 
+# What each of these changes does, for people.
+_MEANING = {
+    "normalization": "a hard head with the fixed radius s in place of the soft one; the ring term stays",
+    "unit_centers": "centers of any length: softmax with a ring term",
+    "cce_mean": "the cross-entropy is divided by the number of knowns, the magnitude term by that of all samples",
+    "center_norm": "centers are brought to unit length before each step, outside the gradient",
+}
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Where the author's code differs from the thesis' text.
+
+    Attributes:
+        field: of ``LossSpec``.
+        text: its value by the thesis' text.
+        code: its value in the author's code.
+        meaning: what that does, for people.
+    """
+
+    field: str
+    text: Any
+    code: Any
+    meaning: str
+
+
+def published_deviations(loss: str) -> list[Deviation]:
+    """What the author's code did otherwise for a loss of the thesis; how centers are normalized, only where they are."""
+    text, code = THESIS_LOSSES[loss], AS_PUBLISHED[loss]
+    return [
+        Deviation(name, getattr(text, name), getattr(code, name), _MEANING[name])
+        for name in vars(text)
+        if getattr(text, name) != getattr(code, name)
+        and not (name == "center_norm" and code.head == "none")
+    ]
+
+
 # Table 5.2: scale s (= target magnitude xi), margins and epochs; lambda is .01 everywhere. "glyphs" follows the toy
 # protocol with fewer epochs; "folders" follows p1, with s by the rule that made the others' (eq. 3.11) for the classes that
 # are there. Feature dimension 0 = as many as classes, the thesis' choice.

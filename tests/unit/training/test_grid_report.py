@@ -49,8 +49,9 @@ from training.grid_tables import (
     switches,
     verdict,
 )
-from training.losses import THESIS_LOSSES
+from training.losses import AS_PUBLISHED, THESIS_LOSSES
 from training.protocols import get_protocol
+from training.published import comparisons
 from training.report import build_report
 from training.runs import CONFIG
 from training.scoring import Scored
@@ -174,6 +175,61 @@ def test_published_table_shows_both_means_and_the_command_for_what_is_missing(gr
     )
     # The thesis has no row of EOS on toy; a later run of the author stands in brackets.
     assert line_of(table, "eos")[2] == "(.9157)"
+
+
+def test_rows_that_the_published_code_computes_otherwise_are_named_below_the_table(
+    grid: Path,
+) -> None:
+    table = section((grid / "results/toy.md").read_text(), "## The thesis' table 6.1 and ours")
+    listed = {
+        meaning: re.findall("`(.*?)`", losses)
+        for losses, meaning in re.findall(r"^- (`.*`): (.*)$", table, re.MULTILINE)
+    }
+    told = {loss: {m for m, losses in listed.items() if loss in losses} for loss in THESIS_LOSSES}
+    assert told["softmax"] == told["eos"] == told["os"] == told["sm_softmax"] == set()
+    [of_all] = told["cos_eos"]
+    assert {loss for loss in told if told[loss] == {of_all}} == {
+        "sphereface", "cosface", "arcface", "sfn_cosface", "sfn_arcface", "norm_eos", "cos_eos", "arc_eos",
+    }  # fmt: skip
+    assert ["sfn_norm"] in listed.values()
+    [as_hard] = (m for m, losses in listed.items() if losses == ["cos_eos_sfn", "arc_eos_sfn"])
+    assert "hard head" in as_hard
+    shown = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert {loss for losses in listed.values() for loss in losses} <= shown
+
+
+@pytest.mark.parametrize("protocol", ["toy", "p1", "p2", "p3"])
+def test_comparison_of_hard_and_soft_heads_compares_what_the_published_code_has(
+    protocol: str,
+) -> None:
+    heads = {
+        title: [AS_PUBLISHED[loss].normalization for loss in losses]
+        for title, losses in comparisons(protocol)
+    }
+    for title, compared in heads.items():
+        expected = {"hard or soft": {"hard", "soft"}, "hard normal": {"hard"}}.get(
+            title[:12].strip()
+        )
+        assert expected is None or set(compared) == expected, title
+    assert any("hard" in title for title in heads) == (protocol == "toy")
+
+
+def test_panel_of_soft_heads_with_negatives_says_that_the_published_code_has_hard_ones(
+    tmp_path: Path,
+) -> None:
+    for as_published in (True, False):
+        for loss in ("cos_eos", "cos_eos_sfn"):
+            [cell] = cells(loss, seeds=1, options={"as_published": as_published})
+            finished_run(tmp_path / "runs", cell)
+    rows = [row for run in (tmp_path / "runs").iterdir() for row in stored_rows(run)]
+    shown = {
+        setting.as_published: [title for title, _ in grid_figures.panels(entries)]
+        for setting, entries in group_rows(rows, tmp_path / "runs", tmp_path).items()
+    }
+    assert shown == {
+        True: ["hard with negatives, ring term or not"],
+        False: ["hard or soft, with negatives"],
+    }
 
 
 def test_report_is_the_same_from_rows_alone_but_for_what_needs_scores(grid: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from openset.calibration import choose_threshold
 from training.arms import CURES, candidates
 from training.data import split_validation
-from training.losses import protocol_defaults
+from training.grid_tables import switches
+from training.losses import THESIS_LOSSES, protocol_defaults
 
 PAGE = (Path(__file__).parents[3] / "docs/training.md").read_text()
 
@@ -43,3 +44,22 @@ def test_cost_of_choosing_and_comparing_own_classes_is_what_is_trained() -> None
         f"variants, each from random weights (no `initial_weights`) and for {epochs} epochs"
     )
     assert told in " ".join(PAGE.split())
+
+
+def test_what_the_published_code_does_otherwise_is_told_of_the_losses_that_it_concerns() -> None:
+    table = PAGE.split("### As published")[1].split("\n## ")[0]
+    told: dict[str, set[str]] = {}
+    normalized = {loss for loss, spec in THESIS_LOSSES.items() if spec.normalization != "none"}
+    for line in table.splitlines():
+        cells = line.strip("|").split("|")
+        if len(cells) == 3 and (option := re.search(r"`(\w+=\w+)`", cells[2])):
+            named = set(re.findall(r"`(\w+)`", cells[1]))
+            everyone = normalized if "hard or soft head" in cells[1] else set(THESIS_LOSSES)
+            told[option[1]] = everyone - named if cells[1].strip().startswith("all") else named
+    assert told.pop("digits=emnist") == set(THESIS_LOSSES)
+    done: dict[str, set[str]] = {}
+    for loss in THESIS_LOSSES:
+        for option, value in switches("toy", loss).items():
+            text = value if isinstance(value, str) else str(value).lower()
+            done.setdefault(f"{option}={text}", set()).add(loss)
+    assert told == done
