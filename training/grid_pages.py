@@ -37,10 +37,16 @@ _TABLE_NAMES = {
     "p2": "table 6.2 (b)",
     "p3": "table 6.2 (c)",
 }
+_WHY_NOT_RUN = {
+    "p2": (
+        "Tiny ImageNet, which P1 and P3 were run on, has one of P2's thirty known classes (Yorkshire terrier). With one class "
+        "there is nothing to tell apart: on these data P2 can neither be trained nor a loss be chosen for it. It needs ImageNet."
+    )
+}
 
 
 def write(protocol: str, *, runs: Path = GRID_RUNS, results: Path = RESULTS) -> Path | None:
-    """Write ``<results>/<protocol>.md`` and its figures; None where there is no row yet.
+    """Write ``<results>/<protocol>.md`` and its figures; None where there is neither a row nor a published table.
 
     Rows of finished runs on this machine that the rows' file lacks are added to it first.
 
@@ -56,13 +62,16 @@ def write(protocol: str, *, runs: Path = GRID_RUNS, results: Path = RESULTS) -> 
 def _write(protocol: str, runs: Path, results: Path) -> Path | None:
     file = results_file(protocol, results)
     rows = _gather(protocol, runs, file)
-    if not rows:
+    if not rows and protocol not in _TABLE_NAMES:
         return None
     settings = group_rows(rows, runs, results)
-    figures = grid_figures.draw_all(settings, results / "figures", protocol)
+    figures = grid_figures.draw_all(settings, results / "figures", protocol) if rows else {}
     target = file.with_suffix(".md")
-    write_atomically(target, "\n\n".join(_sections(protocol, rows, settings, figures)) + "\n")
-    logger.info("written: %s and %d figures", target, len(figures))
+    parts = _sections(protocol, rows, settings, figures) if rows else _published_alone(protocol)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, "\n\n".join(parts) + "\n")
+    what = f"{len(figures)} figures" if rows else "nothing was run, the published values alone"
+    logger.info("written: %s (%s)", target, what)
     return target
 
 
@@ -123,7 +132,7 @@ def _sections(
 ) -> list[str]:
     published = grid_tables.published_setting(protocol)
     entries = settings.get(published, [])
-    parts = [f"# {protocol}: the thesis' grid", _origin(protocol, rows), _HOW_TO_READ]
+    parts = [_title(protocol), _origin(protocol, rows), _HOW_TO_READ]
     if entries:
         parts += _thesis_table(published, entries)
     parts += grid_experiment.sections(protocol, rows)
@@ -149,6 +158,24 @@ def _sections(
     if not entries:  # what was run comes first
         parts += _thesis_table(published, entries)
     return [part for part in parts if part]
+
+
+def _published_alone(protocol: str) -> list[str]:
+    """The page of a protocol of which nothing was run: the thesis' table, empty cells of ours, and what fills them."""
+    published = grid_tables.published_setting(protocol)
+    parts = [
+        _title(protocol),
+        f"Made by `make report PROTOCOL={protocol}`; not to be edited. Nothing was run: the cells of ours are empty, and "
+        f"{grid_tables.command(published, seeds=3)} fills all of them.",
+        _WHY_NOT_RUN.get(protocol, ""),
+        *_thesis_table(published, []),
+        *grid_experiment.sections(protocol, []),
+    ]
+    return [part for part in parts if part]
+
+
+def _title(protocol: str) -> str:
+    return f"# {protocol}: the thesis' grid"
 
 
 _HOW_TO_READ = (

@@ -17,7 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.grid_report", description=__doc__)
     parser.add_argument(
-        "--protocol", type=published_protocol, help="default: every protocol that has rows"
+        "--protocol",
+        type=published_protocol,
+        help="default: every protocol that has rows or a published table",
     )
     parser.add_argument("--runs", type=Path, default=GRID_RUNS)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if not any(written):
         logger.error(
-            "error: no rows in %s and no finished run in %s; make reproduce PROTOCOL=... makes them",
+            "error: no rows in %s, no finished run in %s and no published table; make reproduce PROTOCOL=... makes rows",
             arguments.results, arguments.runs,
         )  # fmt: skip
         return 1

@@ -138,9 +138,11 @@ def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def command(setting: Setting, losses: str, *, seeds: int = 1, options: str = "") -> str:
-    """The command that trains cells of a setting."""
-    parts = [f"make reproduce PROTOCOL={setting.protocol} LOSSES={losses} SEEDS={seeds}"]
+def command(setting: Setting, losses: str = "", *, seeds: int | str = 1, options: str = "") -> str:
+    """The command that trains cells of a setting; without losses all of the thesis'. A number of seeds, or which."""
+    parts = [f"make reproduce PROTOCOL={setting.protocol}"]
+    parts += [f"LOSSES={losses}"] if losses else []
+    parts.append(f"SEEDS={seeds}")
     if setting.digits:
         parts.append(f"DIGITS={setting.digits}")
     if setting.epochs != default_epochs(setting.protocol):
@@ -230,7 +232,8 @@ def published_code_note() -> str:
     for loss in THESIS_LOSSES:
         for deviation in published_deviations(loss):
             rows.setdefault(deviation.meaning, []).append(f"`{loss}`")
-    lines = [f"- {', '.join(losses)}: {meaning}" for meaning, losses in rows.items()]
+    few_first = sorted(rows.items(), key=lambda item: len(item[1]))
+    lines = [f"- {', '.join(losses)}: {meaning}" for meaning, losses in few_first]
     return "\n".join(
         [
             "In these rows the author's code, and with it ours in this table, deviates from the thesis' text (what holds for "

@@ -1177,8 +1177,28 @@ def test_pictures_that_are_not_here_come_with_the_rows_that_stay(
 
 def test_nothing_to_report_is_an_error_of_the_command(tmp_path: Path) -> None:
     arguments = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    assert grid_report.main(arguments) == 1
-    assert grid_pages.write("toy", runs=tmp_path / "runs", results=tmp_path / "results") is None
+    assert grid_report.main(["--protocol", "glyphs", *arguments]) == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_published_table_of_which_nothing_was_run_stands_with_the_commands_that_fill_it(
+    tmp_path: Path,
+) -> None:
+    arguments = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    assert grid_report.main(["--protocol", "p2", *arguments]) == 0
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["p2.md"]
+    text = (tmp_path / "results/p2.md").read_text()
+    line = line_of(section(text, "## The thesis' table 6.2 (b) and ours"), "norm_os")
+    assert line[2:10] == [".0660", "", ".1853", "", ".4420", "", ".6800", ""]
+    assert line[-1] == "`make reproduce PROTOCOL=p2 LOSSES=norm_os SEEDS=3 DATA=/imagenet`"
+    assert "`make reproduce PROTOCOL=p2 SEEDS=3 DATA=/imagenet`" in text
+    assert "one of P2's thirty known classes" in text
+    assert len(get_protocol("p2").known) == 30
+    # Without a protocol every page that can be made is made.
+    assert grid_report.main(arguments) == 0
+    pages = {file.name for file in (tmp_path / "results").iterdir()}
+    assert pages == {"toy.md", "p1.md", "p2.md", "p3.md"}
+    assert "thirty" not in (tmp_path / "results/p1.md").read_text()
 
 
 @pytest.mark.parametrize(
