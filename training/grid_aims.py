@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from training.grid import default_epochs
-from training.grid_results import Entry, Setting
+from training.grid_results import Entry, Setting, options_text
 from training.grid_rows import VALIDATION_GROUP
+from training.grid_tables import command, number, signed, table
 from training.losses import LOSSES, THESIS_LOSSES
 from training.recommendations import RECOMMENDED, recommendation
 
@@ -16,6 +17,7 @@ _RECOMMENDED_CCR = {"0.001": 0.990, "0.01": 0.994}
 _WITHOUT_NEGATIVES_CCR = {"0.01": 0.65}
 # With EMNIST's digits, share of the knowns that the best thesis loss misses (1 - CCR) and the recommended one must not.
 _FEWER_MISSED = {"0.01": 0.25, "0.1": 0.25}
+_SEEDS = (1, 2, 3)  # that a mean should be of
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Aim:
         what: the figure, for people.
         aim: what it should be at least.
         reached: what it is; None where nothing was run, or an FPR is not reached.
-        by: which models reached it.
-        command: trains what is missing, as arguments of make; empty where nothing is.
+        by: which models reached it, and the commands for seeds that they lack.
+        command: trains what was not run, as arguments of make; empty where there is a model.
     """
 
     digits: str
@@ -77,7 +79,8 @@ def _recommended_aims(entries: Sequence[Entry]) -> list[Aim]:
         else:
             score = recommended_score(best)
             reached = best.mean(column, score=score)
-            found.append(Aim("mnist", what, aim, reached, f"`{best.label}`, {score}"))
+            by = f"`{best.label}`, {score}{_seeds_to_add(best)}"
+            found.append(Aim("mnist", what, aim, reached, by))
     return found
 
 
@@ -90,6 +93,7 @@ def _without_negatives_aims(entries: Sequence[Entry]) -> list[Aim]:
             found.append(Aim("mnist", what, aim, None, "", _command("softmax", "mnist")))
         else:
             by = f"`{best.label}`, {best.setting.preset} preset, best of {count} that were run"
+            by += _seeds_to_add(best)
             found.append(Aim("mnist", what, aim, best.mean(column), by))
     return found
 
@@ -110,6 +114,7 @@ def _fewer_missed_aims(entries: Sequence[Entry]) -> list[Aim]:
         mean, other = ours.mean(column, score=score), theirs.mean(column)
         reached = None if mean is None or not other or other == 1 else 1 - (1 - mean) / (1 - other)
         by = f"`{ours.label}`, {score}, against `{theirs.label}`, best of {count} that were run"
+        by += _seeds_to_add(ours) + _seeds_to_add(theirs)
         found.append(Aim("emnist", what, aim, reached, by))
     return found
 
@@ -142,5 +147,35 @@ def recommended_score(entry: Entry) -> str:
     )
 
 
-def _command(losses: str, digits: str) -> str:
-    return f"make reproduce PROTOCOL=toy LOSSES={losses} SEEDS=3 DIGITS={digits} DATA=$DATA"
+def _seeds_to_add(entry: Entry) -> str:
+    """How many of the seeds an entry has, with the command for the others; empty where it has all."""
+    missing = [seed for seed in _SEEDS if seed not in entry.seeds]
+    if not missing:
+        return ""
+    # A number alone would be how many.
+    seeds = ",".join(map(str, missing)) if len(missing) > 1 else f"{missing[0]}-{missing[0]}"
+    if entry.is_recommended:
+        asked = f"`{_command(RECOMMENDED, entry.setting.digits or '', seeds)}`"
+    else:
+        asked = command(entry.setting, entry.loss, seeds=seeds, options=options_text(entry.options))
+    return f"; `{entry.label}` has {len(entry.seeds)} of {len(_SEEDS)} seeds, for the rest: {asked}"
+
+
+def _command(losses: str, digits: str, seeds: str = "3") -> str:
+    return f"make reproduce PROTOCOL=toy LOSSES={losses} SEEDS={seeds} DIGITS={digits} DATA=$DATA"
+
+
+def aims_table(found: Sequence[Aim]) -> str:
+    """Aim, reached, distance; what is missing with its command."""
+    lines = []
+    for aim in found:
+        distance = "" if aim.distance is None else signed(aim.distance)
+        reached = "" if aim.reached is None else number(aim.reached)
+        if aim.reached is None and aim.by:
+            reached = "–"
+        by = f"not run: `{aim.command}`" if aim.command else aim.by
+        lines.append(
+            [aim.what, aim.digits.upper(), f"≥ {number(aim.aim, 3)}", reached, distance, by]
+        )
+    headings = ["figure, on unknowns", "digits", "aim", "reached", "distance", "by"]
+    return table(headings, lines) if lines else ""

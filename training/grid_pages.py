@@ -12,7 +12,7 @@ from pathlib import Path
 
 from training import grid_experiment, grid_figures, grid_tables
 from training.choices import GRID_RUNS, RESULTS
-from training.grid_aims import aims
+from training.grid_aims import aims, aims_table
 from training.grid_results import Entry, Setting, group_rows
 from training.grid_rows import (
     Row,
@@ -322,7 +322,7 @@ def _aims(settings: dict[Setting, list[Entry]], protocol: str) -> list[str]:
         "## Aims",
         "What this project sets out to reach; full trainings only, means over the seeds that were run. A positive distance: "
         "the aim is reached. The best of several was taken on these very test images, so that it is flattered.",
-        grid_tables.aims_table(found),
+        aims_table(found),
     ]
 
 

@@ -249,6 +249,11 @@ class Entry:
         )  # fmt: skip
 
     @property
+    def seeds(self) -> list[int]:
+        """That were run, ascending."""
+        return [model.columns["seed"] for model in self.models]
+
+    @property
     def sound(self) -> list[Model]:
         """Models that did not diverge."""
         return [model for model in self.models if model.diverged is None]

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from training.grid import all_classes, default_epochs, ranked_losses
-from training.grid_aims import Aim
 from training.grid_results import (
     COLUMNS,
     Difference,
@@ -98,22 +97,6 @@ def precision_note(entries: Iterable[Entry]) -> str:
 def name_text(entry: Entry) -> str:
     """Loss and options; whether the recommendation stands for it."""
     return f"`{entry.label}`" + (" (recommended)" if entry.is_recommended else "")
-
-
-def aims_table(found: Sequence[Aim]) -> str:
-    """Aim, reached, distance; what is missing with its command."""
-    lines = []
-    for aim in found:
-        distance = "" if aim.distance is None else signed(aim.distance)
-        reached = "" if aim.reached is None else number(aim.reached)
-        if aim.reached is None and aim.by:
-            reached = "–"
-        by = f"not run: `{aim.command}`" if aim.command else aim.by
-        lines.append(
-            [aim.what, aim.digits.upper(), f"≥ {number(aim.aim, 3)}", reached, distance, by]
-        )
-    headings = ["figure, on unknowns", "digits", "aim", "reached", "distance", "by"]
-    return table(headings, lines) if lines else ""
 
 
 def counts_note(entries: Iterable[Entry]) -> str:

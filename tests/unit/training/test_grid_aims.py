@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from training.choices import seed_count_or_list
 from training.grid import all_classes, default_epochs
 from training.grid_aims import Aim, aims, recommended_score
 from training.grid_results import Setting
@@ -25,6 +27,7 @@ class Judged:
     options: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     is_recommended: bool = False
+    seeds: tuple[int, ...] = (1, 2, 3)
 
     @property
     def setting(self) -> Setting:
@@ -97,6 +100,34 @@ def test_recommended_is_judged_with_mnist_and_its_misses_with_emnist_against_the
     alone = aims_of(Judged("cos_bg", 0.96, digits="emnist", is_recommended=True))
     assert alone["emnist", recommended].reached is None
     assert "LOSSES=cos_eos SEEDS=3 DIGITS=emnist" in alone["emnist", recommended].command
+
+
+def test_fewer_seeds_than_three_stand_with_the_command_for_the_others() -> None:
+    found = aims_of(
+        Judged("cos_bg", 0.995, is_recommended=True, seeds=(1, 2)),
+        Judged("sfn_norm", 0.6, preset="modern", options={"scale": 12}, seeds=(2,)),
+        Judged("cos_bg", 0.96, digits="emnist", is_recommended=True),
+        Judged("eos", 0.8, digits="emnist", seeds=(1,)),
+    )
+    told = {key: aim.by.partition("; ")[2] for key, aim in found.items()}
+    recommended = "`recommended`:"
+    make = "`make reproduce PROTOCOL=toy"
+    assert told == {
+        ("mnist", recommended): (
+            f"`cos_bg` has 2 of 3 seeds, for the rest: {make} LOSSES=recommended SEEDS=3-3 DIGITS=mnist DATA=$DATA`"
+        ),
+        ("mnist", "best"): (
+            f"`sfn_norm` has 1 of 3 seeds, for the rest: {make} LOSSES=sfn_norm SEEDS=1,3 DIGITS=mnist PRESET=modern "
+            "DATA=$DATA OPTIONS=scale=12`"
+        ),
+        ("emnist", recommended): (
+            f"`eos` has 1 of 3 seeds, for the rest: {make} LOSSES=eos SEEDS=2,3 DIGITS=emnist DATA=$DATA`"
+        ),
+    }
+    for aim, seeds in (("mnist", [3]), ("emnist", [2, 3])):
+        named = re.search(r"SEEDS=(\S+)", told[aim, recommended])
+        assert named is not None
+        assert seed_count_or_list(named[1]) == seeds
 
 
 def test_of_several_scores_the_one_counts_that_is_best_on_the_validations_negatives(
