@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from training.grid import all_classes, default_epochs, ranked_losses
+from training.grid import RANKING, all_classes, default_epochs, ranked_losses
 from training.grid_results import (
     COLUMNS,
     Difference,
@@ -33,7 +33,9 @@ from training.published import (
 
 HEADINGS = {"0.001": "CCR@1e-3", "0.01": "CCR@1e-2", "0.1": "CCR@1e-1", ACCURACY: "Acc"}
 _PASSING_SHOWN = 6
-_MIN_COMPARED = 3  # with fewer losses, a setting is a trial of these
+# With fewer losses, a setting of characters is a trial of these, beside the grid. Photographs cost too much for trials: what
+# is missing there is named from the first loss on, but only those that are worth knowing first.
+_MIN_COMPARED = 3
 _BENCHMARKS = {False: ("softmax",), True: ("softmax", "eos", "os")}
 
 # Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
@@ -238,20 +240,25 @@ def setting_table(
 
 
 def missing_note(setting: Setting, entries: Sequence[Entry]) -> str:
-    """The losses that were not run in a setting where several were, with the command that trains them; else empty."""
+    """The losses that were not run in a setting where others were, with the command that trains them; empty for a trial."""
     run = {entry.loss for entry in entries}
-    missing = [loss for loss in ranked_losses(setting.protocol) if loss not in run]
-    if len(run) < _MIN_COMPARED or not missing:
+    several = len(run) >= _MIN_COMPARED
+    if not several and get_protocol(setting.protocol).kind == "characters":
+        return ""
+    asked = ranked_losses(setting.protocol) if several else RANKING
+    missing = [loss for loss in asked if loss not in run]
+    if not missing:
         return ""
     names = ", ".join(f"`{loss}`" for loss in missing)
+    shared = {
+        name: value
+        for name, value in entries[0].options.items()
+        if all({name: value}.items() <= entry.options.items() for entry in entries)
+    }
     commands: dict[str, list[str]] = {}
     for loss in missing:
-        shared = {
-            o: v
-            for o, v in entries[0].options.items()
-            if o in entries[0].shared and applies(o, loss)
-        }
-        commands.setdefault(options_text(shared), []).append(loss)
+        taken = {name: value for name, value in shared.items() if applies(name, loss)}
+        commands.setdefault(options_text(taken), []).append(loss)
     lines = [command(setting, ",".join(losses), options=text) for text, losses in commands.items()]
     return f"Not run here: {names}. To run them: {', '.join(lines)}."
 

@@ -18,7 +18,7 @@ from PIL import Image
 from openset.labels import NEGATIVE, UNKNOWN
 from training import grid_figures, grid_pages, grid_report, grid_tables
 from training.evaluation import REPORT, SCORES_FILE
-from training.grid import Cell, plan
+from training.grid import RANKING, Cell, plan
 from training.grid_figures import copy_sheets
 from training.grid_results import Difference, difference, group_rows
 from training.grid_rows import (
@@ -760,6 +760,28 @@ def test_losses_that_a_setting_lacks_stand_there_with_their_command(tmp_path: Pa
         f"make reproduce PROTOCOL=toy LOSSES={','.join(missing)} SEEDS=1 DIGITS=emnist DATA=$DATA"
     )
     assert command == f"{asked}`."
+
+
+def test_one_loss_on_photographs_names_those_worth_knowing_first_with_the_options_they_can_have(
+    tmp_path: Path,
+) -> None:
+    options = {"feature_dim": 64, "margin_warmup_epochs": 10}
+    [cell] = plan("p1", losses=["cos_eos"], seeds=1, epochs=40, preset="modern", options=options)
+    rows = stored_rows(finished_run(tmp_path / "runs", cell))
+    [(setting, entries)] = group_rows(rows, tmp_path, tmp_path).items()
+    note = grid_tables.missing_note(setting, entries)
+    asked = {
+        loss: options
+        for losses, options in re.findall(
+            r"LOSSES=(\S+) SEEDS=1 EPOCHS=40 .*? OPTIONS=(.*?)`", note
+        )
+        for loss in losses.split(",")
+    }
+    assert asked == {
+        loss: '"feature_dim=64 margin_warmup_epochs=10"' if "cos" in loss or "arc" in loss else "feature_dim=64"
+        for loss in RANKING
+        if loss != "cos_eos"
+    }  # fmt: skip
 
 
 def test_command_for_photographs_names_another_tree_than_that_of_characters() -> None:
