@@ -82,8 +82,10 @@ def _gather(protocol: str, runs: Path, file: Path) -> list[Row]:
         for row in stored_rows(folder)
         if row["protocol"] == protocol
     ]
+    if not found and not file.is_file():
+        return []
     # What is there is written again too, in the form of this release.
-    return merge_rows(file, found) if found or file.is_file() else []
+    return merge_rows(file, found, is_held=runs.resolve() == file.parent.resolve())
 
 
 def merge(file: Path, results: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +173,14 @@ def read_rows(file: Path) -> list[Row]:
     return list(rows)
 
 
-def merge_rows(file: Path, rows: Iterable[Row]) -> list[Row]:
+def merge_rows(file: Path, rows: Iterable[Row], *, is_held: bool = False) -> list[Row]:
     """Add rows to a file: of two with one key the one evaluated later stays, all others are kept. Returns all rows.
 
-    Safe against a second process doing the same, and against being killed.
+    Safe against a second process doing the same, and against being killed. ``is_held`` says that the caller is
+    ``alone_in`` the file's folder already, and would wait for itself.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with alone_in(file.parent):
+    with nullcontext() if is_held else alone_in(file.parent):
         merged = {row_key(row): row for row in read_rows(file)}
         for row in rows:
             former = merged.get(row_key(row))

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -1193,6 +1194,21 @@ def test_pictures_that_are_not_here_come_with_the_rows_that_stay(
         assert brought.exists() == (time == "2027-01-01")
     assert (results / "figures" / name.format("cos_eos", "features")).read_text() == "2027-01-01"
     assert not (results / "figures" / name.format("cos_eos", "thresholds")).exists()
+
+
+def test_runs_and_results_may_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
+    finished_run(tmp_path, cells("eos", seeds=1)[0])
+    (tmp_path / "inside").mkdir()
+    one = {"runs": tmp_path, "results": tmp_path / "inside/.."}
+    # It would wait for itself, in a way that no other thread can end.
+    writing = Thread(target=grid_pages.write, args=("toy",), kwargs=one, daemon=True)
+    writing.start()
+    writing.join(timeout=120)
+    assert not writing.is_alive()
+    assert len(read_rows(tmp_path / "toy.json")) == 4
 
 
 def test_nothing_to_report_is_an_error_of_the_command(tmp_path: Path) -> None:
