@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,14 @@ import numpy as np
 from training.angles import Angles, angles_of
 from training.evaluation import SCORES_FILE, results_folder
 from training.grid import all_classes, default_epochs, differing_options
-from training.grid_rows import CELL_FILE, GROUPS, OTHER_DIGITS_GROUP, Row, cell_key
+from training.grid_rows import (
+    CELL_FILE,
+    GROUPS,
+    OTHER_DIGITS_GROUP,
+    Row,
+    cell_key,
+    replaced_scores,
+)
 from training.grid_statistics import (
     ACCURACY,
     Floats,
@@ -36,6 +44,8 @@ from training.published import TARGETS
 from training.recommendations import recommendation
 from training.runs import Run
 from training.scoring import Scored
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = (*TARGETS, ACCURACY)
 # These change what the task is; all other options change how a model is made for it.
@@ -167,10 +177,24 @@ class Model:
     def has_scores(self) -> bool:
         """Do the scores behind these rows lie on this machine?"""
         file = self.folder / CELL_FILE
-        if self.diverged or not file.is_file() or not (self.folder / SCORES_FILE).is_file():
+        if self.diverged or not file.is_file():
             return False
         provenance = json.loads(file.read_text())["provenance"]
-        return bool(provenance["evaluated"] == self.columns["evaluated"])
+        is_same = provenance["evaluated"] == self.columns["evaluated"]
+        return bool(is_same and self._is_own(self.folder / SCORES_FILE))
+
+    def _is_own(self, file: Path) -> bool:
+        """Is a file of scores here, and is it what these rows were computed from?"""
+        if not file.is_file():
+            return False
+        is_replaced = str(file.relative_to(self.folder)) in replaced_scores(self.folder)
+        if is_replaced:
+            logger.warning(
+                "%s was written by another evaluation than its rows and is left out; "
+                "the cell's own command, run as python -m training.reproduce ... --again, evaluates it anew",
+                file,
+            )
+        return not is_replaced
 
     @cached_property
     def summary(self) -> Summary | None:
@@ -185,13 +209,15 @@ class Model:
         run, scored = Run(self.folder), Scored.load(self.folder / SCORES_FILE)
         other = None
         if (OTHER_DIGITS_GROUP, "softmax") in self.rows:
-            other = results_folder(run, run.config.other_digits) / SCORES_FILE
+            file_of_other = results_folder(run, run.config.other_digits) / SCORES_FILE
+            if self._is_own(file_of_other):
+                other = _sample(Scored.load(file_of_other))
         made = summarize(
             _sample(scored),
             rule=self.columns["rule"],
             evaluated=self.columns["evaluated"],
             angles=angles_of(scored, run.config),
-            other_digits=_sample(Scored.load(other)) if other and other.is_file() else None,
+            other_digits=other,
         )
         made.save(file)
         return Summary.load(file)

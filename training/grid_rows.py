@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 CELL_FILE = "cell.json"
+# In it: SHA-256 of each file of scores, by its name in the run's folder.
+SCORES_DIGESTS = "scores_sha256"
 SCHEMA = 1
 
 # A row is one group and one score of one cell on one set of classes.
@@ -133,7 +136,8 @@ def stored_rows(folder: Path) -> list[Row]:
         rows = rows_of(
             columns,
             provenance,
-            test=json.loads((folder / REPORT).read_text()),
+            # A cell of an earlier release has it in the run's report alone.
+            test=record.get("test") or json.loads((folder / REPORT).read_text()),
             validation=record["validation"],
             published_score=record.get("published_score"),
             other_digits=record.get("other_digits"),
@@ -144,6 +148,25 @@ def stored_rows(folder: Path) -> list[Row]:
         logger.warning("%s is left out, its files are damaged (%r)", folder, error)
         return []
     return rows
+
+
+def scores_digest(file: Path) -> str:
+    """SHA-256 of a file of scores: a cell names those that its rows were computed from."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def replaced_scores(folder: Path) -> list[str]:
+    """Files of scores of a finished run that its rows were not computed from, by their names in its folder.
+
+    Gone ones are among them; of a cell of an earlier release nothing is known, and none is named.
+    """
+    digests = json.loads((folder / CELL_FILE).read_text()).get(SCORES_DIGESTS, {})
+    return [
+        name
+        for name, digest in digests.items()
+        if not (folder / name).is_file() or scores_digest(folder / name) != digest
+    ]
 
 
 def results_file(protocol: str, folder: Path = RESULTS) -> Path:
@@ -184,7 +207,7 @@ def merge_rows(file: Path, rows: Iterable[Row], *, is_held: bool = False) -> lis
         merged = {row_key(row): row for row in read_rows(file)}
         for row in rows:
             former = merged.get(row_key(row))
-            if former is None or former["evaluated"] <= row["evaluated"]:
+            if former is None or former["evaluated"] < row["evaluated"]:
                 merged[row_key(row)] = row
         ordered = [_written(row) for row in sorted(merged.values(), key=_order)]
         protocol = ordered[0]["protocol"] if ordered else None

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from training.choices import GRID_RUNS, RESULTS
 from training.data import MissingClasses
 from training.engine import TrainingDiverged
-from training.evaluation import score_test, write_report
+from training.evaluation import SCORES_FILE, results_folder, score_test, write_report
 from training.fingerprints import require_former_validation
 from training.grid import Cell, class_counts
 from training.grid_rows import (
     CELL_FILE,
     PUBLISHED_SCORE,
+    SCORES_DIGESTS,
     Row,
     cell_columns,
     cell_key,
@@ -37,6 +38,7 @@ from training.grid_rows import (
     merge_rows,
     read_rows,
     results_file,
+    scores_digest,
     stored_rows,
 )
 from training.losses import LOSSES
@@ -53,6 +55,9 @@ logger = logging.getLogger(__name__)
 VALIDATION_SCORES = "validation.npz"
 _STACK = 8
 _REPEATS = 100
+# Of a report, what rows are made from.
+_FIGURES = ("rule", "accuracy", "scores")
+_TEST_FIGURES = (*_FIGURES, "counts", "notes")
 
 
 @dataclass
@@ -267,9 +272,10 @@ def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
     """Score test and validation part and write the test's report.
 
     Returns:
-        ``validation``, the figures that a choice between losses and scores may look at; ``published_score``, those of the
-        test with float32 probabilities, None for a background class, which the published code does not have; and
-        ``other_digits``, the report of a test with the digits of the other source, None where there are none.
+        ``test``, the figures of that report, which a later evaluation of the run writes over; ``validation``, those that a
+        choice between losses and scores may look at; ``published_score``, those of the test with float32 probabilities, None
+        for a background class, which the published code does not have; ``other_digits``, the report of a test with the
+        digits of the other source, None where there are none; and ``scores_sha256``, digests of the files of test scores.
 
     Raises:
         TrainingDiverged: a score is not finite.
@@ -279,7 +285,8 @@ def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
     require_former_validation(run, data)  # before anything of a former evaluation is written over
     scored = score_test(run, device=device, show_progress=show_progress)
     _check_finite(scored, "test")
-    rule = write_report(run)["rule"]
+    report = write_report(run)
+    rule = report["rule"]
     names = list(scored.scores)
     if need_fitting(names):
         data = replace(data, train=run.protocol_data(("train",)).train)
@@ -294,14 +301,20 @@ def _evaluation(run: Run, device: str, show_progress: bool) -> dict[str, Any]:
     _check_finite(validation, "validation")
     validation.save(run.folder / VALIDATION_SCORES)
     has_background = LOSSES[run.config.loss].background
+    other_digits = _with_other_digits(run, device, show_progress)
+    files = [run.folder / SCORES_FILE]
+    if other_digits is not None:
+        files.append(results_folder(run, run.config.other_digits) / SCORES_FILE)
     return {
+        "test": {key: report[key] for key in _TEST_FIGURES},
         "validation": _figures(validation, rule),
         "published_score": None
         if has_background
         else _figures(
             replace(scored, scores={PUBLISHED_SCORE: float32_probabilities(scored)}), rule
         ),
-        "other_digits": _with_other_digits(run, device, show_progress),
+        "other_digits": other_digits,
+        SCORES_DIGESTS: {str(file.relative_to(run.folder)): scores_digest(file) for file in files},
     }
 
 
@@ -336,7 +349,7 @@ def _figures(scored: Scored, rule: str) -> dict[str, Any]:
     report = build_report(
         scored, config={}, notes=[], counts={}, factory=None, rule=rule, repeats=_REPEATS
     )
-    return {key: report[key] for key in ("rule", "accuracy", "scores")}
+    return {key: report[key] for key in _FIGURES}
 
 
 def _check_finite(scored: Scored, part: str) -> None:

@@ -25,10 +25,12 @@ from training.grid_results import Difference, difference, group_rows
 from training.grid_rows import (
     CELL_FILE,
     OTHER_DIGITS_GROUP,
+    SCORES_DIGESTS,
     Row,
     cell_columns,
     merge_rows,
     read_rows,
+    scores_digest,
     stored_rows,
 )
 from training.grid_statistics import (
@@ -87,6 +89,7 @@ def finished_run(
     cell: Cell,
     *,
     quality: float = 5.0,
+    sample: Scored | None = None,
     evaluated: str = "2026-01-01",
     on_other_digits: float | None = None,
 ) -> Path:
@@ -94,7 +97,7 @@ def finished_run(
     folder = runs / cell.name
     folder.mkdir(parents=True)
     (folder / CONFIG).write_text(cell.config(data=None, device="cpu").to_json())
-    sample = scored(quality, cell.seed)
+    sample = sample or scored(quality, cell.seed)
     sample.save(folder / SCORES_FILE)
     report = build_report(sample, config={}, notes=NOTES, counts=COUNTS, factory=None, repeats=5)
     (folder / REPORT).write_text(json.dumps(report))
@@ -102,7 +105,10 @@ def finished_run(
         "run": cell.name, "commit": "abc1234", "device": "a processor", "evaluated": evaluated,
     }  # fmt: skip
     columns = cell_columns(cell, "10/11/11")
-    record = {"columns": columns, "provenance": provenance, "validation": None}
+    record = {
+        "columns": columns, "provenance": provenance, "test": report, "validation": None,
+        SCORES_DIGESTS: {SCORES_FILE: scores_digest(folder / SCORES_FILE)},
+    }  # fmt: skip
     if on_other_digits is not None:
         other = scored(on_other_digits, cell.seed)
         record["other_digits"] = build_report(
@@ -110,6 +116,14 @@ def finished_run(
         )
     (folder / CELL_FILE).write_text(json.dumps(record))
     return folder
+
+
+def as_before(folder: Path) -> Path:
+    """The cell as an earlier release left it; its report, which alone has the figures of the test then."""
+    record = json.loads((folder / CELL_FILE).read_text())
+    del record["test"], record[SCORES_DIGESTS]
+    (folder / CELL_FILE).write_text(json.dumps(record))
+    return folder / REPORT
 
 
 def cells(loss: str, **arguments: Any) -> list[Cell]:
@@ -394,7 +408,7 @@ def test_damaged_run_is_left_out_and_the_others_are_reported(
     for cell, damage in zip(cells("arc_eos"), ("", '{"columns": {}}'), strict=True):
         folder = finished_run(grid / "runs", cell)
         (folder / CELL_FILE).write_text(damage)
-    (finished_run(grid / "runs", cells("os")[0]) / REPORT).unlink()
+    as_before(finished_run(grid / "runs", cells("os")[0])).unlink()
     table = section(written(grid), "## The thesis' table 6.1 and ours")
     assert line_of(table, "arc_eos")[1] == ""
     assert line_of(table, "os")[1] == ""
@@ -944,12 +958,11 @@ def test_photographs_have_the_panels_of_the_thesis(tmp_path: Path) -> None:
     losses = sorted({loss for panel in compared.values() for loss in panel})
     unknown = get_protocol("p1").unknown
     for cell in plan("p1", losses=losses, seeds=1, digits=[]):
-        folder = finished_run(tmp_path / "runs", cell)
-        of_letters = Scored.load(folder / SCORES_FILE)
+        of_letters = scored(5.0, cell.seed)
         groups = of_letters.groups.astype("U9")
         for letter, wnid in zip(LETTERS[UNKNOWN], unknown, strict=False):
             groups[groups == letter] = wnid
-        replace(of_letters, groups=groups).save(folder / SCORES_FILE)
+        finished_run(tmp_path / "runs", cell, sample=replace(of_letters, groups=groups))
     target = grid_pages.write("p1", runs=tmp_path / "runs", results=tmp_path / "results")
     assert target is not None
     settings = group_rows(read_rows(tmp_path / "results/p1.json"), tmp_path / "runs", tmp_path)
@@ -1021,13 +1034,12 @@ def test_a_panel_that_compares_nothing_of_its_own_is_left_out(tmp_path: Path) ->
 
 def test_features_of_two_dimensions_are_drawn_and_shown(tmp_path: Path) -> None:
     [cell] = plan("toy_vis", losses=["eos"], seeds=1, digits=["mnist"])
-    folder = finished_run(tmp_path / "runs", cell)
-    of_ten = Scored.load(folder / SCORES_FILE)
+    of_ten = scored(5.0, cell.seed)
     angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
     flat = replace(
         of_ten, features=of_ten.features[:, :2], centers=np.c_[np.cos(angles), np.sin(angles)].astype(np.float32)
     )  # fmt: skip
-    flat.save(folder / SCORES_FILE)
+    finished_run(tmp_path / "runs", cell, sample=flat)
     target = grid_pages.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
     assert target is not None
     shown = section(target.read_text(), "## Deep features")
@@ -1103,6 +1115,24 @@ def test_scores_of_another_evaluation_are_not_mixed_with_the_rows(grid: Path) ->
     assert entries["eos"].replicates("unknowns", "softmax") is None
     assert entries["eos"].over_classes("0.1") is None
     assert entries["eos"].mean("0.1") is not None
+
+
+def test_later_report_of_a_run_changes_no_row(tmp_path: Path) -> None:
+    file = tmp_path / "results/toy.json"
+    folders = [finished_run(tmp_path / "runs", cell) for cell in cells("eos")]
+    report = as_before(folders[0])  # which of the two evaluations it is of cannot be told
+    found = [row for folder in folders for row in stored_rows(folder)]
+    merge_rows(file, found)
+    before = file.read_bytes()
+    changed = json.loads(report.read_text())
+    changed["accuracy"]["value"] = 0.5
+    for folder in folders:
+        (folder / REPORT).write_text(json.dumps(changed))
+    again = [row for folder in folders for row in stored_rows(folder)]
+    assert {row["accuracy"]["value"] for row in again if row["seed"] == 2} != {0.5}
+    assert {row["accuracy"]["value"] for row in again if row["seed"] == 1} == {0.5}
+    merge_rows(file, again)
+    assert file.read_bytes() == before
 
 
 def test_mean_needs_every_seed_to_reach_the_rate(grid: Path) -> None:

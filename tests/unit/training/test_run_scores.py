@@ -24,6 +24,9 @@ from training.artifact_export import export
 from training.data import ProtocolData
 from training.engine import Trainer
 from training.evaluation import REPORT, SCORES_FILE, evaluate, write_report
+from training.grid import plan
+from training.grid_results import Model, group_rows
+from training.grid_rows import OTHER_DIGITS_GROUP, cell_columns, replaced_scores, stored_rows
 from training.runs import Run, make_config
 from training.scoring import Scored, score_split
 
@@ -258,6 +261,39 @@ def test_cell_of_the_grid_keeps_what_it_makes_of_the_other_digits(toy_run: Run) 
     assert found["feature_magnitudes"] == other
     assert own["known"] != other["known"]
     assert own["unknown"] == other["unknown"]
+
+
+def test_cell_of_the_grid_keeps_its_figures_and_knows_its_scores(
+    toy_run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    [cell] = plan("toy", losses=["cos_eos"], seeds=1, digits=["emnist"], epochs=1, device="cpu")
+    columns = cell_columns(cell, "10/11/11")
+    grid_training._finish(toy_run.config, columns, tmp_path, False, {})
+    rows = stored_rows(toy_run.folder)
+
+    def here() -> Model:
+        [[entry]] = group_rows(rows, tmp_path, tmp_path / "results").values()
+        return entry.models[0]
+
+    assert here().has_scores
+    before = (toy_run.folder / REPORT).read_bytes()
+    evaluate(toy_run, precision="bfloat16", show_progress=False)
+    evaluate(toy_run, digits="mnist", precision="bfloat16", show_progress=False)
+    assert (toy_run.folder / REPORT).read_bytes() != before
+    assert stored_rows(toy_run.folder) == rows
+    assert replaced_scores(toy_run.folder) == [SCORES_FILE, f"on-mnist-digits/{SCORES_FILE}"]
+    assert not here().has_scores
+    assert here().summary is None
+    assert f"{SCORES_FILE} was written by another evaluation" in caplog.text
+    assert "--again" in caplog.text
+
+    # The same scores again are the cell's own; without those of the other digits nothing is drawn from these.
+    evaluate(toy_run, show_progress=False)
+    assert replaced_scores(toy_run.folder) == [f"on-mnist-digits/{SCORES_FILE}"]
+    assert here().has_scores
+    assert (OTHER_DIGITS_GROUP, "softmax") not in here().summary.replicates
+    evaluate(toy_run, digits="mnist", show_progress=False)
+    assert replaced_scores(toy_run.folder) == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "not an idx file"])
