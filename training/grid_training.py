@@ -37,6 +37,7 @@ from training.grid_rows import (
     is_recorded,
     merge_rows,
     read_rows,
+    replaced_scores,
     results_file,
     scores_digest,
     stored_rows,
@@ -97,7 +98,9 @@ def reproduce(
         results: where the rows are gathered.
         device: "auto" takes CUDA where there is one.
         workers: data loading processes.
-        again: evaluate (and where need be train) also what already has its rows.
+        again: evaluate (and where need be train) also what already has its rows, but not what this very commit evaluated
+            on such a device and in these runs: the same call then goes on where it stopped. Where there is no
+            ``exact_commit`` it begins at the first cell.
         budget_minutes: stop after this time; what was trained is kept.
         stack: train up to so many cells side by side where ``training.stacked`` can; 1 trains each alone. None: 8 with
             CUDA, else 1.
@@ -123,17 +126,19 @@ def reproduce(
         for number, cell in enumerate(cells, 1)
     }
 
+    code = {"commit": exact_commit(), "device": device_name(first.device)}
+
     def found(name: str, recorded: list[Row]) -> bool:
-        """Whether a cell has its rows; those of a finished run are taken over."""
-        if again:
-            return False
-        if is_recorded(columns[name], recorded):
+        """Whether a cell has its rows; those of a finished run are taken over. ``again`` asks for rows of this code."""
+        if not again and is_recorded(columns[name], recorded):
             return True
         stored = stored_rows(runs / name)
-        if is_recorded(columns[name], stored):
-            merge_rows(file, stored)
-            return True
-        return False
+        if not is_recorded(columns[name], stored):
+            return False
+        if again and not _is_of(stored, code, runs / name):
+            return False
+        merge_rows(file, stored)
+        return True
 
     def work(group: list[str], together: int) -> None:
         """Train and evaluate claimed cells, side by side where more than one may be together."""
@@ -222,6 +227,13 @@ def update(
             outcome.left.remove(name)
             diverged = cell_key(columns[name]) in broken
             (outcome.diverged if diverged else outcome.found).append(name)
+
+
+def _is_of(rows: list[Row], code: Row, folder: Path) -> bool:
+    """Whether the rows of a finished run are of this commit and device, and of the scores that lie in its folder."""
+    if code["commit"] is None or any(row[name] != code[name] for row in rows for name in code):
+        return False
+    return not replaced_scores(folder)
 
 
 def _claim(folder: Path, claims: ExitStack) -> bool:
@@ -371,6 +383,12 @@ def current_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()
+
+
+def exact_commit() -> str | None:
+    """Of the working copy, where it says which code runs; None where tracked files are changed, or outside of one."""
+    commit = current_commit()
+    return None if commit is None or commit.endswith("+") else commit
 
 
 def device_name(device: str) -> str:

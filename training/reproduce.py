@@ -81,7 +81,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=0, help="data loading processes")
     parser.add_argument("--runs", type=Path, default=GRID_RUNS)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--again", action="store_true", help="also what already has its rows")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="also what already has its rows, but not what the present commit evaluated in these runs",
+    )
     parser.add_argument("--list", action="store_true", help="only list the cells, in order")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
@@ -99,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         return _run(arguments, argv)
     except KeyboardInterrupt:
         if not arguments.part:
-            logger.error("interrupted; the same command continues where it stopped")
+            logger.error("interrupted; %s", _next(arguments))
         return 130
 
 
@@ -150,9 +154,22 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
         len(outcome.trained),
         len(outcome.found), " or came from the other processes" if arguments.processes > 1 else "",
         len(outcome.diverged), len(outcome.failed), len(outcome.left),
-        "; the same command goes on" if outcome.left else "",
+        f"; {_next(arguments)}" if outcome.left else "",
     )  # fmt: skip
     return 1 if outcome.diverged or outcome.failed else worst
+
+
+def _next(arguments: argparse.Namespace) -> str:
+    """What the same command would do next, for people."""
+    if arguments.again:
+        from training.grid_training import exact_commit
+
+        if exact_commit() is None:
+            return (
+                "the same command begins at the first cell: which cells this code has evaluated can be told "
+                "only in a git working copy without changes"
+            )
+    return "the same command goes on where it stopped"
 
 
 def _work(cells: list[Cell], arguments: argparse.Namespace) -> Outcome:

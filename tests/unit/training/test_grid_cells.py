@@ -11,8 +11,10 @@ import pytest
 from tests.unit.training.test_grid_report import scored
 from training import grid_pages, grid_training, reproduce
 from training.data import MissingClasses
+from training.evaluation import SCORES_FILE
 from training.grid import plan
-from training.grid_rows import read_rows
+from training.grid_rows import SCORES_DIGESTS, read_rows, scores_digest, stored_rows
+from training.report import build_report
 from training.scoring import Scored
 
 GLYPHS = {
@@ -23,10 +25,10 @@ GLYPHS = {
 }
 
 
-def run_grid(tmp_path: Path) -> grid_training.Outcome:
+def run_grid(tmp_path: Path, *, again: bool = False) -> grid_training.Outcome:
     return grid_training.reproduce(
         plan("glyphs", **GLYPHS), data=None, runs=tmp_path / "runs", results=tmp_path / "results", device="cpu",
-        show_progress=False,
+        again=again, show_progress=False,
     )  # fmt: skip
 
 
@@ -45,6 +47,83 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(grid_training, "train", train)
     monkeypatch.setattr(grid_training, "Run", lambda folder: SimpleNamespace(folder=folder))
     return order
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Evaluation of made-up scores; Ctrl-C comes once to the losses that are put in here."""
+    interrupted: set[str] = set()
+
+    def evaluation(run, *_: object) -> dict:
+        if run.config.loss in interrupted:
+            interrupted.remove(run.config.loss)
+            raise KeyboardInterrupt
+        sample, file = scored(5.0, 1), run.folder / SCORES_FILE
+        sample.save(file)
+        report = build_report(sample, config={}, notes=[], counts={}, factory=None, repeats=5)
+        return {"test": report, "validation": None, SCORES_DIGESTS: {SCORES_FILE: scores_digest(file)}}  # fmt: skip
+
+    monkeypatch.setattr(grid_training, "_evaluation", evaluation)
+    return interrupted
+
+
+def test_again_goes_on_after_what_this_commit_has_evaluated(
+    tmp_path: Path, trained: list[str], evaluated: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid_training, "current_commit", lambda: "0000000")
+    run_grid(tmp_path)
+    monkeypatch.setattr(grid_training, "current_commit", lambda: "abc1234")
+    assert len(run_grid(tmp_path).found) == 3
+    trained.clear()
+    evaluated.add("eos")
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(tmp_path, again=True)
+    assert trained == ["softmax", "eos"]
+    trained.clear()
+    assert len(run_grid(tmp_path, again=True).found) == 1
+    assert trained == ["eos", "os"]
+    rows = [row for folder in (tmp_path / "runs").iterdir() for row in stored_rows(folder)]
+    assert {row["commit"] for row in rows} == {"abc1234"}
+
+    # On another device, with scores of another evaluation or of code that no commit names, nothing is done yet.
+    trained.clear()
+    [folder] = (tmp_path / "runs").glob("*-os-*")
+    scored(5.0, 2).save(folder / SCORES_FILE)
+    assert len(run_grid(tmp_path, again=True).found) == 2
+    assert trained == ["os"]
+    for name, value in (("device_name", "a GPU"), ("current_commit", "abc1234+")):
+        trained.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(grid_training, name, lambda *_, value=value: value)
+            assert run_grid(tmp_path, again=True).found == []
+        assert trained == ["softmax", "eos", "os"]
+
+
+@pytest.mark.parametrize(
+    ("commit", "arguments", "text"),
+    [
+        ("abc1234+", [], "goes on where it stopped"),
+        ("abc1234", ["--again"], "goes on where it stopped"),
+        ("abc1234+", ["--again"], "begins at the first cell: "),
+        (None, ["--again"], "begins at the first cell: "),
+    ],
+)
+def test_command_says_where_it_begins_the_next_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, commit: str | None, arguments: list[str], text: str
+) -> None:  # fmt: skip
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(grid_training, "current_commit", lambda: commit)
+    monkeypatch.setattr(grid_training, "reproduce", interrupted)
+    monkeypatch.setattr(grid_pages, "write", lambda *_, **__: None)
+    assert reproduce.main(["--protocol", "glyphs", *arguments]) == 130
+    assert f"interrupted; the same command {text}" in caplog.text
+    left = grid_training.Outcome(left=["one"])
+    monkeypatch.setattr(grid_training, "reproduce", lambda *_, **__: left)
+    assert reproduce.main(["--protocol", "glyphs", *arguments]) == 0
+    assert f"1 left; the same command {text}" in caplog.text
 
 
 def test_broken_cell_is_logged_and_the_others_go_on(
