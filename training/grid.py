@@ -246,10 +246,21 @@ def all_classes(protocol: str) -> str:
     return "/".join(str(len(group)) for group in (lists.known, lists.negative, lists.unknown))
 
 
-def class_counts(config: TrainConfig) -> str:
-    """Known/negative/unknown classes of the data; fewer where the tree lacks some."""
+def data_columns(config: TrainConfig) -> dict[str, Any]:
+    """What rows say of the data: known/negative/unknown classes, fewer where the tree lacks some.
+
+    Of a tree that may lack some also ``counts``, samples by part and group, and ``classes_digest``, which tells it from
+    one with as many other classes.
+    """
     if not config.data_options.get("allow_missing_classes"):
-        return all_classes(config.protocol)
-    test = config.load_data(("test",)).test
-    masks = (is_known(test.labels), test.labels == NEGATIVE, test.labels == UNKNOWN)
-    return "/".join(str(len(set(test.groups[mask].tolist()))) for mask in masks)
+        return {"classes": all_classes(config.protocol)}
+    data = config.load_data(("test",))
+    labels = data.test.labels
+    masks = (is_known(labels), labels == NEGATIVE, labels == UNKNOWN)
+    present = [sorted(set(data.test.groups[mask].tolist())) for mask in masks]
+    digest = hashlib.sha256(json.dumps(present).encode()).hexdigest()[:12]
+    return {
+        "classes": "/".join(str(len(classes)) for classes in present),
+        "classes_digest": digest,
+        "counts": data.counts,
+    }

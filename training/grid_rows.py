@@ -33,6 +33,11 @@ _CELL_KEY = (
 _KEY = (*_CELL_KEY, "group", "score")
 # Columns of earlier releases. What is recommended changes after a row was made: the pages ask the recommendation itself.
 _DROPPED = ("is_recommended",)
+# Two trees may lack classes of a protocol and have as many left. Rows of earlier releases have no digest.
+_DATA_COLUMNS = {
+    "classes_digest": "other classes of the same number",
+    "counts": "other numbers of images",
+}
 _CELL_FIGURES = ("value", "interval", "interval_clustered", "false_negative_rate")
 GROUPS = {"negative": "negatives", "unknown": "unknowns"}
 VALIDATION_GROUP = "validation_negatives"
@@ -52,10 +57,10 @@ def cell_key(row: Row) -> str:
     return json.dumps([row[name] for name in _CELL_KEY], sort_keys=True)
 
 
-def cell_columns(cell: Cell, classes: str) -> Row:
-    """The columns that name a cell, and what was asked of its evaluation."""
-    values = vars(cell) | {"classes": classes}
-    return {name: values[name] for name in _CELL_KEY} | {"scores": cell.scores}
+def cell_columns(cell: Cell, of_data: Row) -> Row:
+    """The columns that name a cell, its data (``training.grid.data_columns``) and what was asked of its evaluation."""
+    values = vars(cell) | of_data
+    return {name: values[name] for name in _CELL_KEY} | {"scores": cell.scores} | of_data
 
 
 def is_recorded(columns: Row, rows: Iterable[Row]) -> bool:
@@ -64,6 +69,26 @@ def is_recorded(columns: Row, rows: Iterable[Row]) -> bool:
     if any("diverged" in row for row in found):
         return True
     return bool(found) and set(columns["scores"]) <= {row["score"] for row in found}
+
+
+def require_same_data(columns: Row, rows: Iterable[Row]) -> None:
+    """Refuse rows of a cell whose data had other classes or numbers of images; what either side does not say is not compared.
+
+    Raises:
+        ValueError: they had.
+    """
+    found = [row for row in rows if cell_key(row) == cell_key(columns)]
+    newest = max(found, key=lambda row: str(row["evaluated"]), default={})
+    for name, what in _DATA_COLUMNS.items():
+        if name in columns and name in newest and columns[name] != newest[name]:
+            raise ValueError(
+                f"the rows of {newest['run']} are of data with {what} ({_text(newest[name])}) than these "
+                f"({_text(columns[name])}); give these folders of their own (--runs, --results), or take the former data"
+            )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def rows_of(

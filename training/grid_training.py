@@ -26,7 +26,7 @@ from training.data import MissingClasses
 from training.engine import TrainingDiverged
 from training.evaluation import SCORES_FILE, results_folder, score_test, write_report
 from training.fingerprints import require_former_validation
-from training.grid import Cell, class_counts
+from training.grid import Cell, data_columns
 from training.grid_rows import (
     CELL_FILE,
     PUBLISHED_SCORE,
@@ -38,6 +38,7 @@ from training.grid_rows import (
     merge_rows,
     read_rows,
     replaced_scores,
+    require_same_data,
     results_file,
     scores_digest,
     stored_rows,
@@ -119,8 +120,8 @@ def reproduce(
     if stack is None:
         stack = _STACK if first.device.startswith("cuda") else 1
     # The data are the same for all cells but for the digits, which change no class.
-    classes = class_counts(first)
-    columns = {cell.name: cell_columns(cell, classes) for cell in cells}
+    of_data = data_columns(first)
+    columns = {cell.name: cell_columns(cell, of_data) for cell in cells}
     places = {
         cell.name: f"cell {number} of {len(cells)}, {cell.name}"
         for number, cell in enumerate(cells, 1)
@@ -129,14 +130,20 @@ def reproduce(
     code = {"commit": exact_commit(), "device": device_name(first.device)}
 
     def found(name: str, recorded: list[Row]) -> bool:
-        """Whether a cell has its rows; those of a finished run are taken over. ``again`` asks for rows of this code."""
+        """Whether a cell has its rows; those of a finished run are taken over. ``again`` asks for rows of this code.
+
+        Raises:
+            ValueError: it has, of other data.
+        """
         if not again and is_recorded(columns[name], recorded):
+            require_same_data(columns[name], recorded)
             return True
         stored = stored_rows(runs / name)
         if not is_recorded(columns[name], stored):
             return False
         if again and not _is_of(stored, code, runs / name):
             return False
+        require_same_data(columns[name], stored)
         merge_rows(file, stored)
         return True
 
@@ -218,9 +225,9 @@ def update(
     outcome: Outcome, cells: Sequence[Cell], *, data: Path | None, results: Path, device: str
 ) -> None:
     """Take into an outcome what other processes have done: what has rows now is no longer left."""
-    classes = class_counts(cells[0].config(data=data, device=device))
+    of_data = data_columns(cells[0].config(data=data, device=device))
     rows = read_rows(results_file(cells[0].protocol, results))
-    columns = {cell.name: cell_columns(cell, classes) for cell in cells}
+    columns = {cell.name: cell_columns(cell, of_data) for cell in cells}
     broken = {cell_key(row) for row in rows if "diverged" in row}
     for name in list(outcome.left):
         if is_recorded(columns[name], rows):

@@ -11,9 +11,10 @@ import pytest
 from openset.fitted_scores import ALL_SCORES
 from training import cures, precision, recommend, reproduce
 from training.choices import seed_count_or_list, seed_list
-from training.grid import Cell, all_classes, class_counts, plan, ranked_losses
+from training.grid import Cell, all_classes, data_columns, plan, ranked_losses
 from training.grid_rows import cell_columns
 from training.losses import THESIS_LOSSES
+from training.protocols import get_protocol
 from training.recommendations import RECOMMENDATIONS, Recommendation
 
 
@@ -164,7 +165,7 @@ def test_recommended_is_planned_as_what_it_stands_for(monkeypatch: pytest.Monkey
     assert (cell.loss, cell.preset, cell.options) == ("cos_os", "modern", {"scale": "adacos"})
     assert cell.scores == ["ghost", "softmax"]
     assert cell.config(data=None, device="cpu").scores == ["ghost", "softmax"]
-    assert cell_columns(cell, "10/11/11")["scores"] == ["ghost", "softmax"]
+    assert cell_columns(cell, {"classes": "10/11/11"})["scores"] == ["ghost", "softmax"]
     # The same experiment under its own name is one cell.
     both = plan(
         "toy",
@@ -220,17 +221,37 @@ def test_digits_are_refused_where_there_is_no_choice() -> None:
         plan("p1", digits=["mnist"])
 
 
-def test_class_counts_of_a_restricted_tree_are_those_of_the_tree(tmp_path: Path) -> None:
-    from training.protocols import get_protocol
-
+def restricted_tree(root: Path, first: int = 0, count: int = 5) -> Path:
+    """Three known, two negative and one unknown class of p2, as many images of each to train and to test with."""
     protocol = get_protocol("p2")
-    present = [*protocol.known[:3], *protocol.negative[:2], *protocol.unknown[:1]]
-    for wnid in present:
+    known = protocol.known[first : first + 3]
+    for wnid in [*known, *protocol.negative[:2], *protocol.unknown[:1]]:
         for part in ("train", "val"):
-            folder = tmp_path / part / wnid
+            folder = root / part / wnid
             folder.mkdir(parents=True)
-            for number in range(5):
+            for number in range(count):
                 (folder / f"{number}.jpeg").touch()
-    [cell] = plan("p2", seeds=1, losses=["eos"], options={"allow_missing_classes": True})
-    assert class_counts(cell.config(data=tmp_path, device="cpu")) == "3/2/1"
+    return root
+
+
+def restricted_cells() -> list[Cell]:
+    return plan(
+        "p2", seeds=1, losses=["eos"], options={"allow_missing_classes": True}, device="cpu"
+    )
+
+
+def test_data_columns_of_a_restricted_tree_are_those_of_the_tree(tmp_path: Path) -> None:
+    [cell] = restricted_cells()
+    one, other, more = (
+        data_columns(cell.config(data=restricted_tree(tmp_path / name, *tree), device="cpu"))
+        for name, tree in {"one": (), "other": (1,), "more": (0, 6)}.items()
+    )
+    assert one["classes"] == other["classes"] == more["classes"] == "3/2/1"
+    assert one["counts"]["test"] == {"known": 15, "negative": 10, "unknown": 5}
+    assert more == one | {"counts": more["counts"]}
+    assert more["counts"] != one["counts"]
+    assert other == one | {"classes_digest": other["classes_digest"]}
+    assert other["classes_digest"] != one["classes_digest"]
+    [whole] = plan("p2", seeds=1, losses=["eos"], device="cpu")
+    assert data_columns(whole.config(data=None, device="cpu")) == {"classes": "30/31/55"}
     assert all_classes("p2") == "30/31/55"

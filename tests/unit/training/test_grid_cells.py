@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.unit.training.test_grid import restricted_cells, restricted_tree
 from tests.unit.training.test_grid_report import scored
 from training import grid_pages, grid_training, reproduce
 from training.data import MissingClasses
 from training.evaluation import SCORES_FILE
-from training.grid import plan
-from training.grid_rows import SCORES_DIGESTS, read_rows, scores_digest, stored_rows
+from training.grid import data_columns, plan
+from training.grid_rows import CELL_FILE, SCORES_DIGESTS, read_rows, scores_digest, stored_rows
 from training.report import build_report
 from training.scoring import Scored
 
@@ -60,7 +62,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             raise KeyboardInterrupt
         sample, file = scored(5.0, 1), run.folder / SCORES_FILE
         sample.save(file)
-        report = build_report(sample, config={}, notes=[], counts={}, factory=None, repeats=5)
+        counts = data_columns(run.config).get("counts", {})
+        report = build_report(sample, config={}, notes=[], counts=counts, factory=None, repeats=5)
         return {"test": report, "validation": None, SCORES_DIGESTS: {SCORES_FILE: scores_digest(file)}}  # fmt: skip
 
     monkeypatch.setattr(grid_training, "_evaluation", evaluation)
@@ -97,6 +100,47 @@ def test_again_goes_on_after_what_this_commit_has_evaluated(
             patch.setattr(grid_training, name, lambda *_, value=value: value)
             assert run_grid(tmp_path, again=True).found == []
         assert trained == ["softmax", "eos", "os"]
+
+
+@pytest.mark.parametrize("lost", ["row", "run", "nothing"])
+@pytest.mark.parametrize(
+    ("tree", "digest", "message"),
+    [
+        ((), True, None),
+        ((1,), True, "data with other classes of the same number .* than these"),
+        ((1,), False, None),  # a cell of an earlier release, of which that cannot be told
+        ((0, 6), True, "data with other numbers of images"),
+        ((0, 6), False, "data with other numbers of images"),
+    ],
+)
+def test_rows_of_another_tree_are_not_taken_for_those_of_this_one(
+    tmp_path: Path, trained: list[str], evaluated: set[str], lost: str, tree: tuple[int, ...], digest: bool,
+    message: str | None,
+) -> None:  # fmt: skip
+    [cell] = restricted_cells()
+    file, run = tmp_path / "results/p2.json", tmp_path / "runs" / cell.name
+
+    def run_on(data: Path) -> grid_training.Outcome:
+        return grid_training.reproduce(
+            [cell], data=data, runs=tmp_path / "runs", results=tmp_path / "results", device="cpu",
+            show_progress=False,
+        )  # fmt: skip
+
+    assert run_on(restricted_tree(tmp_path / "one")).trained == [cell.name]
+    if not digest:
+        for record in (file, run / CELL_FILE):
+            record.write_text(record.read_text().replace("classes_digest", "unheard_of"))
+    if lost == "row":
+        file.unlink()
+    elif lost == "run":
+        shutil.rmtree(run)
+    other = restricted_tree(tmp_path / "other", *tree)
+    if message is None:
+        assert run_on(other).found == [cell.name]
+    else:
+        with pytest.raises(ValueError, match=f"{cell.name} are of {message}"):
+            run_on(other)
+    assert len(trained) == 1
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_what_the_others_did_counts_at_the_end(tmp_path: Path) -> None:
     finished_run(tmp_path / "runs", cells[0])
     rows = stored_rows(tmp_path / "runs" / cells[0].name)
     diverged = [
-        {**row, **cell_columns(cells[1], rows[0]["classes"]), "diverged": "diverged"}
+        {**row, **cell_columns(cells[1], {"classes": rows[0]["classes"]}), "diverged": "diverged"}
         for row in rows[:1]
     ]
     merge_rows(results_file("glyphs", tmp_path / "results"), [*rows, *diverged])

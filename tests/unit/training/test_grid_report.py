@@ -104,7 +104,7 @@ def finished_run(
     provenance = {
         "run": cell.name, "commit": "abc1234", "device": "a processor", "evaluated": evaluated,
     }  # fmt: skip
-    columns = cell_columns(cell, "10/11/11")
+    columns = cell_columns(cell, {"classes": "10/11/11"})
     record = {
         "columns": columns, "provenance": provenance, "test": report, "validation": None,
         SCORES_DIGESTS: {SCORES_FILE: scores_digest(folder / SCORES_FILE)},

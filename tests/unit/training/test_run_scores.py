@@ -267,7 +267,7 @@ def test_cell_of_the_grid_keeps_its_figures_and_knows_its_scores(
     toy_run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     [cell] = plan("toy", losses=["cos_eos"], seeds=1, digits=["emnist"], epochs=1, device="cpu")
-    columns = cell_columns(cell, "10/11/11")
+    columns = cell_columns(cell, {"classes": "10/11/11"})
     grid_training._finish(toy_run.config, columns, tmp_path, False, {})
     rows = stored_rows(toy_run.folder)
 
