@@ -51,8 +51,10 @@ _OTHER_DATA = (
     "use the former data, remove its folder, or train under another name (make train NAME=)"
 )
 LOG_EVERY = 50
-# From a quarter of the epochs on, and not before the fifth, so many epochs in a row without use are a collapse.
+# From a quarter of the epochs on, and not before the fifth or so many steps, so many epochs in a row without use are a
+# collapse. From random weights ResNet-50 may guess for some hundred steps before it learns.
 _EARLIEST_COLLAPSE = 5
+_EARLIEST_COLLAPSE_STEPS = 1_000
 _COLLAPSED_EPOCHS = 3
 # A model that is so much above a guess is called collapsed in one validation of twenty at most, however few images judge.
 _ABOVE_GUESS = 0.1
@@ -482,6 +484,8 @@ class Trainer:
         """Finite losses can hide a model that has unlearnt its classes (the published arc_os on p1 did)."""
         done = self.progress.epoch + 1
         if done < max(_EARLIEST_COLLAPSE, math.ceil(self.config.epochs / 4)):
+            return
+        if done * self.steps_per_epoch < _EARLIEST_COLLAPSE_STEPS:
             return
         num_classes = len(self.data.class_ids)
         former = [row["validation_accuracy"] for row in self.progress.history]

@@ -409,8 +409,9 @@ def test_advice_names_options_that_the_loss_takes_and_the_run_lacks(
 def with_accuracies(
     accuracies: list[float], data: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Trainer:
-    """A run that learns nothing and finds these accuracies, epoch by epoch."""
+    """A run that learns nothing and finds these accuracies, epoch by epoch, late enough to be judged by them."""
     left = iter(accuracies)
+    monkeypatch.setattr(engine, "_EARLIEST_COLLAPSE_STEPS", 0)
     sound = {"confidence": 1.0, "validation_loss_without_margin": 1.0}
     monkeypatch.setattr(Trainer, "_train_epoch", lambda *_: None)
     monkeypatch.setattr(engine, "validate", lambda *_: sound | {"validation_accuracy": next(left)})
@@ -436,6 +437,19 @@ def test_collapse_with_a_finite_loss_is_a_divergence(
     with pytest.raises(TrainingDiverged, match=f"collapsed.*in epoch {stopped_at}"):
         trainer.run()
     assert Run(tmp_path / "run").load_checkpoint()["progress"]["epoch"] == stopped_at - 1
+
+
+@pytest.mark.parametrize(("earliest", "stopped_at"), [(5, 5), (7, 7), (9, None)])
+def test_so_few_steps_that_a_network_may_still_guess_are_no_collapse(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earliest: int, stopped_at: int | None
+) -> None:  # fmt: skip
+    trainer = with_accuracies([0.1] * 8, small, tmp_path / "run", monkeypatch)
+    monkeypatch.setattr(engine, "_EARLIEST_COLLAPSE_STEPS", earliest * trainer.steps_per_epoch)
+    if stopped_at is None:
+        trainer.run()
+        return
+    with pytest.raises(TrainingDiverged, match=f"collapsed.*in epoch {stopped_at}"):
+        trainer.run()
 
 
 def test_one_right_of_two_is_no_collapse(
