@@ -10,7 +10,7 @@ from contextlib import contextmanager
 class PixelBudget:
     """Images that are decoded side by side have at most so many pixels together; a larger one is decoded alone.
 
-    A count of threads bounds nothing: a WebP of 34 bytes may have forty million pixels, and Pillow takes 16 bytes for each.
+    A count of threads bounds nothing: a WebP of 2 KB may have forty million pixels, and Pillow takes 16 bytes for each.
 
     Args:
         pixels: of all images that are being decoded.

@@ -37,12 +37,6 @@ _TABLE_NAMES = {
     "p2": "table 6.2 (b)",
     "p3": "table 6.2 (c)",
 }
-_WHY_NOT_RUN = {
-    "p2": (
-        "Tiny ImageNet, which P1 and P3 were run on, has one of P2's thirty known classes (Yorkshire terrier). With one class "
-        "there is nothing to tell apart: on these data P2 can neither be trained nor a loss be chosen for it. It needs ImageNet."
-    )
-}
 
 
 def write(protocol: str, *, runs: Path = GRID_RUNS, results: Path = RESULTS) -> Path | None:
@@ -169,7 +163,6 @@ def _published_alone(protocol: str) -> list[str]:
         _title(protocol),
         f"Made by `make report PROTOCOL={protocol}`; not to be edited. Nothing was run: the cells of ours are empty, and "
         f"{grid_tables.command(published, seeds=3)} fills all of them.",
-        _WHY_NOT_RUN.get(protocol, ""),
         *_thesis_table(published, []),
         *grid_experiment.sections(protocol, []),
     ]

@@ -176,14 +176,21 @@ def test_run_on_a_part_of_the_training_images_is_calibrated_with_all_of_the_vali
     assert "other images" not in caplog.text
 
 
-def test_added_files_of_own_classes_are_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tree = tmp_path / "tree"
+def own_classes(folder: Path) -> tuple[Path, TrainConfig]:
+    """A tree of two known classes and a negative one, and a run on it."""
+    tree = folder / "tree"
     for name in ("known/ant", "known/bee", "negative/moss"):
         fill_with_images(tree / name, 14)
     options = {"image_size": 32}
-    config = make_config("folders", "cos_eos", data=tree, options=options, device="cpu", name="own")
+    return tree, make_config(
+        "folders", "cos_eos", data=tree, options=options, device="cpu", name="own"
+    )
+
+
+def test_added_files_of_own_classes_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree, config = own_classes(tmp_path)
     run = untrained(config, config.load_data(LOADED), tmp_path / "own")
     quiet_export(run)
     assert "other images" not in caplog.text
@@ -195,12 +202,7 @@ def test_added_files_of_own_classes_are_a_warning(
 def test_renamed_files_of_own_classes_are_told_with_what_the_test_shows(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tree = tmp_path / "tree"
-    for name in ("known/ant", "known/bee", "negative/moss"):
-        fill_with_images(tree / name, 14)
-    config = make_config(
-        "folders", "cos_eos", data=tree, options={"image_size": 32}, device="cpu", name="own"
-    )
+    tree, config = own_classes(tmp_path)
     before = config.load_data(LOADED)
     run = untrained(config, before, tmp_path / "own")
     kept = evaluate(run, show_progress=False)["notes"]

@@ -1258,13 +1258,10 @@ def test_published_table_of_which_nothing_was_run_stands_with_the_commands_that_
     assert line[2:10] == [".0660", "", ".1853", "", ".4420", "", ".6800", ""]
     assert line[-1] == "`make reproduce PROTOCOL=p2 LOSSES=norm_os SEEDS=3 DATA=/imagenet`"
     assert "`make reproduce PROTOCOL=p2 SEEDS=3 DATA=/imagenet`" in text
-    assert "one of P2's thirty known classes" in text
-    assert len(get_protocol("p2").known) == 30
     # Without a protocol every page that can be made is made.
     assert grid_report.main(arguments) == 0
     pages = {file.name for file in (tmp_path / "results").iterdir()}
     assert pages == {"toy.md", "p1.md", "p2.md", "p3.md"}
-    assert "thirty" not in (tmp_path / "results/p1.md").read_text()
 
 
 @pytest.mark.parametrize(
