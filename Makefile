@@ -21,7 +21,8 @@ flag = $(if $($(1)),$(2) $(if $(3),$(3),$($(1))))
 chosen-protocol = $(if $(filter file,$(origin PROTOCOL)),,$(PROTOCOL))
 # What cures and recommend, which train arms side by side, both take.
 arm-flags = --protocol $(PROTOCOL) $(call flag,EPOCHS,--epochs) $(call flag,DATA,--data) $(call flag,DIGITS,--digits) $(call flag,SIZE,--size) $(call flag,IMAGE_SIZE,--image-size) \
-  $(call flag,PER_CLASS,--per-class) $(if $(ALLOW_MISSING_CLASSES),--allow-missing-classes) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device) $(call flag,JSON,--json)
+  $(call flag,PER_CLASS,--per-class) $(if $(ALLOW_MISSING_CLASSES),--allow-missing-classes) $(call flag,SEEDS,--seeds) $(call flag,DEVICE,--device) $(call flag,JSON,--json) \
+  $(foreach option,$(OPTIONS),--option $(option))
 need = $(if $($(1)),,$(error $@ needs $(1)=..., e.g. make $@ $(1)=$(2)))
 
 .PHONY: help install lock demo train evaluate export calibrate archive serve bench shortcut compare-losses cures recommend reproduce report up up-gpu down test lint types chaos clean
@@ -88,11 +89,11 @@ compare-losses: install ## all twenty losses, one epoch each on glyphs, one tabl
 	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) \
 	  $(call flag,SIZE,--size) $(call flag,JSON,--json)
 
-cures: install ## variants side by side | CURE=arc_os|arc_os_stress|scale|feature_dim|background|preset|margin|magnitude_weight|turned_negatives [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 SEEDS=1,2|2-3 DEVICE= JSON=]
+cures: install ## variants side by side | CURE=arc_os|arc_os_stress|scale|feature_dim|background|preset|margin|magnitude_weight|turned_negatives [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 SEEDS=1,2|2-3 OPTIONS="k=v ..." DEVICE= JSON=]
 	$(call need,CURE,scale)
 	@$(PY) -m training.cures --cure $(CURE) $(arm-flags)
 
-recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS=1,2|2-3 DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 DEVICE= JSON=]
+recommend: install ## choose the recommended loss, preset and score without the test | PROTOCOL= [DATA= EPOCHS= SEEDS=1,2|2-3 DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 OPTIONS="k=v ..." DEVICE= JSON=]
 	@$(PY) -m training.recommend $(arm-flags)
 
 reproduce: install ## the thesis' grid into docs/results | PROTOCOL= [SEEDS=3|1,2|2-3 LOSSES=a,b DIGITS= DATA= EPOCHS= PRESET= OPTIONS= IMAGE_SIZE= BUDGET_MINUTES= PROCESSES= STACK= DEVICE= PRECISION= WORKERS=]

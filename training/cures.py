@@ -32,7 +32,7 @@ from training.evaluation import score_test
 from training.report import group_masks
 from training.runs import TrainConfig, make_config, write_atomically
 from training.scoring import Scored
-from training.train import train
+from training.train import parse_option, train
 
 logger = logging.getLogger(__name__)
 
@@ -233,20 +233,24 @@ def shared_parser(prog: str, description: str | None) -> argparse.ArgumentParser
         "--per-class", type=int, help="training images of each class; default: all of them"
     )
     parser.add_argument("--allow-missing-classes", action="store_true", help="of p1-p3")
+    parser.add_argument(
+        "--option", "-o", type=parse_option, action="append", default=[], metavar="KEY=VALUE",
+        help="any option of make train, for every arm that does not set it itself; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="where the rows go; default: beside the runs")
     return parser
 
 
-def data_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Options of the data among the arguments; precision follows the device."""
+def common_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all arms are trained with: options of the data among the arguments, and any other; precision follows the device."""
     given = {
         key: getattr(arguments, key)
         for key in ("digits", "size", "image_size")
         if getattr(arguments, key) is not None
     }
     missing = {"allow_missing_classes": True} if arguments.allow_missing_classes else {}
-    return {"precision": "auto", **given, **missing}
+    return {"precision": "auto", **given, **missing, **dict(arguments.option)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -276,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
             epochs=arguments.epochs,
             seeds=arguments.seeds,
             data=arguments.data,
-            options=data_options(arguments),
+            options=common_options(arguments),
             runs=arguments.runs,
             device=arguments.device,
             per_class=arguments.per_class,
@@ -292,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     target = arguments.json or arguments.runs / f"{arguments.cure}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "cure": arguments.cure, "protocol": arguments.protocol, **data_options(arguments),
+        "cure": arguments.cure, "protocol": arguments.protocol, **common_options(arguments),
         "per_class": arguments.per_class, "score": arguments.score, "differences": found,
         "rows": [{key: value for key, value in row.items() if key != REPLICATES} for row in rows],
     }  # fmt: skip

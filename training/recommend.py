@@ -29,7 +29,7 @@ from training.arms import Arm, candidates
 from training.choices import RUNS
 from training.comparisons import with_epochs_in_name
 from training.cures import (
-    data_options,
+    common_options,
     open_set_figures,
     print_wide,
     rows_of_arms,
@@ -392,7 +392,7 @@ def main(argv: list[str] | None = None) -> int:
             epochs=arguments.epochs,
             seeds=arguments.seeds,
             data=arguments.data,
-            options=data_options(arguments),
+            options=common_options(arguments),
             runs=arguments.runs,
             device=arguments.device,
             per_class=arguments.per_class,
@@ -411,7 +411,7 @@ def main(argv: list[str] | None = None) -> int:
     target = arguments.json or arguments.runs / f"{arguments.protocol}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "protocol": arguments.protocol, **data_options(arguments), "per_class": arguments.per_class,
+        "protocol": arguments.protocol, **common_options(arguments), "per_class": arguments.per_class,
         "criterion": list(CRITERION), "chosen": chosen,
         "rows": [{key: value for key, value in row.items() if key != REPLICATES} for row in rows],
     }  # fmt: skip

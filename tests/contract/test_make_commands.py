@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from training.cures import common_options
 from training.grid import plan
 from training.grid_results import Setting
 from training.grid_tables import command, published_setting
@@ -71,6 +72,16 @@ def test_arms_take_part_of_the_images_and_classes(words: list[str]) -> None:
         arguments.json,
     )
     assert found == ("p3", 64, 100, True, Path("a"))
+
+
+@pytest.mark.parametrize("words", [["cures", "CURE=preset"], ["recommend"]])
+def test_arms_take_the_options_of_training(words: list[str]) -> None:
+    _, arguments = parsed(*words, "PROTOCOL=p1", "OPTIONS=batch_size=32 learning_rate=0.01")
+    assert common_options(arguments) == {
+        "precision": "auto",
+        "batch_size": 32,
+        "learning_rate": 0.01,
+    }
 
 
 @pytest.mark.parametrize("target", ["reproduce", "report"])

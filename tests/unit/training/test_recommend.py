@@ -315,9 +315,10 @@ def test_command_judges_each_candidate_on_the_hidden_classes(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    seen = []
+    seen, batch_sizes = [], []
 
     def train(config, *, data, **_):
+        batch_sizes.append(config.training.batch_size)
         if config.loss == "os":
             raise TrainingDiverged("the loss of os is nan")
         seen.append(data)
@@ -341,8 +342,9 @@ def test_command_judges_each_candidate_on_the_hidden_classes(
     )
     target = tmp_path / "out.json"
     arguments = ["--json", str(target), "--candidates", "eos", "os", "cos_eos"]
-    assert recommend.main(arguments) == 0
+    assert recommend.main([*arguments, "--option", "batch_size=48"]) == 0
     written = json.loads(target.read_text())
+    assert [*batch_sizes, written["batch_size"]] == [48] * 4
     best_two = written["chosen"].pop("best_two")
     reasons = written["chosen"].pop("why_provisional")
     assert reasons == ["one seed", "the best two candidates cannot be told apart"]
