@@ -218,7 +218,9 @@ def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
         "Reproduced: our mean over seeds lies within the published value's spread. Beyond: our interval over seeds does not meet "
         "that spread. Undecided: the mean lies outside, and one seed alone was run or the interval over seeds meets the spread. "
         "The interval over classes has no say here: the author's models and ours are tested on the same classes, so that it "
-        "tells how a figure may move with other classes and not whether it was reproduced. "
+        "tells how a figure may move with other classes and not whether it was reproduced. One more run of ours: where 95 % of "
+        "further seeds are expected, from those that were run (Student's t, wide with two or three); a published figure in it "
+        "is one that another training of ours could have. "
     ) + grid_tables.spread_note(setting.protocol)
     return [
         "### Outside the published spread",
@@ -269,6 +271,12 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
             "exclude zero.",
             differences,
             grid_tables.conclusion(entries),
+        ]
+    if options := grid_tables.option_table(entries):
+        parts += [
+            "### What options change",
+            "Against the same loss without them. Bold: both intervals exclude zero.",
+            options,
         ]
     if scores:
         parts += ["### Softmax or logit thresholds", scores]

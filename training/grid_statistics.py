@@ -35,6 +35,16 @@ def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     return mean - float(half), mean + float(half)
 
 
+def prediction_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval | None:
+    """Where one more seed is expected: Student's t prediction interval of a normal sample; None for fewer than two."""
+    mean_interval = seed_interval(values, confidence=confidence)
+    if mean_interval is None:
+        return None
+    mean = float(np.mean(values))
+    half = (mean_interval[1] - mean) * math.sqrt(len(values) + 1)
+    return mean - half, mean + half
+
+
 def seed_difference_interval(
     first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95
 ) -> Interval | None:

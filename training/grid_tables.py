@@ -17,7 +17,7 @@ from training.grid_results import (
     options_text,
 )
 from training.grid_rows import OTHER_DIGITS_GROUP, PUBLISHED_SCORE
-from training.grid_statistics import ACCURACY, Interval
+from training.grid_statistics import ACCURACY, Interval, prediction_interval
 from training.grid_summaries import PASSING_TARGETS
 from training.losses import LOSSES, THESIS_LOSSES, published_deviations
 from training.options import applies
@@ -368,12 +368,18 @@ def deviation_table(setting: Setting, entries: Sequence[Entry]) -> str:
                 f"{number(published_value(setting.protocol, entry.loss, column))} {interval_text(theirs)}"
                 + ("" if has_replicates(setting.protocol, column) else " (no replicate known)"),
                 figure_text(entry, column),
+                _one_more_run(entry, column),
                 kind,
                 "<br>".join(experiments),
             ]
         )
-    headings = ["loss", "figure", "thesis, spread", "ours", "verdict", "one deviation switched off"]
-    return table(headings, lines) if lines else ""
+    headings = ["loss", "figure", "thesis, spread", "ours", "one more run of ours", "verdict"]
+    return table([*headings, "one deviation switched off"], lines) if lines else ""
+
+
+def _one_more_run(entry: Entry, column: str) -> str:
+    found = prediction_interval(entry.values(column))
+    return interval_text(None if found is None else (max(0.0, found[0]), min(1.0, found[1])))
 
 
 def switches(protocol: str, loss: str) -> dict[str, Any]:
@@ -432,11 +438,23 @@ def benchmarks_of(entries: Sequence[Entry], entry: Entry) -> list[Entry]:
 
 def difference_table(entries: Sequence[Entry]) -> str:
     """Each loss minus its benchmarks; empty where there is no pair."""
+    return _pair_table(
+        [(entry, other) for entry in entries for other in benchmarks_of(entries, entry)]
+    )
+
+
+def option_table(entries: Sequence[Entry]) -> str:
+    """Each loss with options minus the same loss without; empty where there is no pair."""
+    with_options = [entry for entry in entries if entry.options]
+    pairs = [(entry, plain_entry(entries, entry.loss)) for entry in with_options]
+    return _pair_table([(entry, plain) for entry, plain in pairs if plain is not None])
+
+
+def _pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> str:
     lines = []
-    for entry in entries:
-        for other in benchmarks_of(entries, entry):
-            cells = [difference_text(difference(entry, other, column)) for column in COLUMNS]
-            lines.append([f"`{entry.label}` − `{other.label}`", *cells])
+    for entry, other in pairs:
+        cells = [difference_text(difference(entry, other, column)) for column in COLUMNS]
+        lines.append([f"`{entry.label}` − `{other.label}`", *cells])
     return table(["difference", *HEADINGS.values()], lines) if lines else ""
 
 

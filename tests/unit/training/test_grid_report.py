@@ -541,6 +541,17 @@ def test_differing_options_get_a_line_of_their_own_and_not_the_published_one(gri
     assert "`arc_eos (feature_dim=40)`" in text
 
 
+def test_options_are_compared_with_the_same_loss_without_them(grid: Path) -> None:
+    heading = "### What options change"
+    assert heading not in written(grid)
+    for loss in ("cos_eos", "arc_eos"):  # arc_eos was not run without any
+        for cell in cells(loss, options={"feature_dim": 40}):
+            finished_run(grid / "runs", cell)
+    table = section(written(grid), heading)
+    compared = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| `")]
+    assert compared == ["`cos_eos (feature_dim=40)` − `cos_eos`"]
+
+
 def test_options_that_all_in_a_table_have_are_named_once(grid: Path) -> None:
     rows = read_rows(grid / "results/toy.json")
     for row in rows:
@@ -1070,12 +1081,12 @@ def test_difference_stands_beside_the_experiments_that_could_explain_it(grid: Pa
         if (found := [cell.strip() for cell in row.split("|")[1:-1]])[:2] == ["`cos_eos`", "Acc"]
     ]
     assert line[2] == ".9923 [.991, .994]"
-    assert line[4] == "beyond"
-    assert re.search(r"`activation=prelu`: \.9[\d]+ ±", line[5])
+    assert line[4:6] == ["[1.000, 1.000]", "beyond"]
+    assert re.search(r"`activation=prelu`: \.9[\d]+ ±", line[6])
     assert (
         "`feature_bias=false`: not run, `make reproduce PROTOCOL=toy LOSSES=cos_eos SEEDS=1 DIGITS=mnist "
         "DATA=$DATA OPTIONS=feature_bias=false`"
-    ) in line[5]
+    ) in line[6]
 
 
 def test_what_lies_outside_the_spread_has_its_experiments_though_the_intervals_allow_it(
@@ -1086,8 +1097,8 @@ def test_what_lies_outside_the_spread_has_its_experiments_though_the_intervals_a
     entries = group_rows(rows, grid / "none", grid / "none")[setting]
     line = line_of("\n" + grid_tables.deviation_table(setting, entries), "cos_eos")
     assert line[1:3] == ["CCR@1e-2", ".9919 [.986, .998]"]
-    assert line[4] == "undecided"
-    assert "OPTIONS=activation=prelu" in line[5]
+    assert line[4:6] == ["", "undecided"]
+    assert "OPTIONS=activation=prelu" in line[6]
 
 
 def test_switches_are_options_that_the_loss_has() -> None:

@@ -13,6 +13,7 @@ from training.grid_statistics import (
     bootstrap_by_class,
     class_draws,
     percentile_interval,
+    prediction_interval,
     seed_difference_interval,
     seed_interval,
     widened,
@@ -45,6 +46,15 @@ def test_seed_interval_is_students_t() -> None:
     assert seed_interval(values) == pytest.approx(expected)
     assert seed_interval([0.91]) is None
     assert seed_interval([]) is None
+
+
+def test_prediction_interval_holds_one_more_draw_as_often_as_it_says() -> None:
+    random = np.random.default_rng(3)
+    draws = random.normal(0.9, 0.02, (4000, 4))
+    found = [prediction_interval(row[:3].tolist()) for row in draws]
+    held = [low <= row[3] <= high for row, (low, high) in zip(draws, found, strict=True)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.012)
+    assert prediction_interval([0.91]) is None
 
 
 def test_seed_difference_interval_is_welchs() -> None:
