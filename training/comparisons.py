@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from openset.labels import UNKNOWN
+from training.arms import Arm
 from training.data import ProtocolData
 from training.run_folder import check_folder
 from training.runs import CONFIG, TrainConfig
@@ -37,6 +39,20 @@ def require_trainable(config: TrainConfig, *, num_classes: int, runs: Path) -> N
     """
     check_folder(runs / config.name, config)
     config.head_and_criterion(num_classes)
+
+
+def require_common(options: Iterable[str], arms: Iterable[Arm]) -> None:
+    """Refuse options for all arms that one of them sets itself: others would bear the name of a value that they do not have.
+
+    Raises:
+        ValueError: names the option and an arm.
+    """
+    for arm in arms:
+        if taken := sorted(set(options) & set(arm.options)):
+            raise ValueError(
+                f"{', '.join(taken)} cannot be the same for all: it is what variants differ in here ({arm.name}); leave it out "
+                "of OPTIONS"
+            )
 
 
 def require_unknowns(data: ProtocolData) -> None:

@@ -25,7 +25,12 @@ from openset.labels import GROUP_NAMES
 from training.arm_differences import REPLICATES, ccr_replicates, differences
 from training.arms import CURES, Arm
 from training.choices import RUNS, seed_list
-from training.comparisons import require_trainable, require_unknowns, with_epochs_in_name
+from training.comparisons import (
+    require_common,
+    require_trainable,
+    require_unknowns,
+    with_epochs_in_name,
+)
 from training.data import at_most
 from training.engine import TrainingDiverged
 from training.evaluation import score_test
@@ -235,7 +240,7 @@ def shared_parser(prog: str, description: str | None) -> argparse.ArgumentParser
     parser.add_argument("--allow-missing-classes", action="store_true", help="of p1-p3")
     parser.add_argument(
         "--option", "-o", type=parse_option, action="append", default=[], metavar="KEY=VALUE",
-        help="any option of make train, for every arm that does not set it itself; may be repeated",
+        help="any option of make train, for all arms; may be repeated",
     )  # fmt: skip
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="where the rows go; default: beside the runs")
@@ -274,6 +279,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(
                 f"{arguments.cure} has no arm {'; '.join(sorted(unknown))}; it has: {'; '.join(a.name for a in arms)}"
             )
+        require_common(common_options(arguments), arms)
         rows = compare_arms(
             [arm for arm in arms if arguments.arms is None or arm.name in arguments.arms],
             protocol=arguments.protocol,

@@ -92,7 +92,7 @@ def _without_negatives_aims(entries: Sequence[Entry]) -> list[Aim]:
         if best is None:
             found.append(Aim("mnist", what, aim, None, "", _command("softmax", "mnist")))
         else:
-            by = f"`{best.label}`, {best.setting.preset} preset, best of {count} that were run"
+            by = f"`{best.label}`, {best.setting.preset} preset, best of {count} ways to train"
             by += _seeds_to_add(best)
             found.append(Aim("mnist", what, aim, best.mean(column), by))
     return found
@@ -113,7 +113,7 @@ def _fewer_missed_aims(entries: Sequence[Entry]) -> list[Aim]:
         score = recommended_score(ours)
         mean, other = ours.mean(column, score=score), theirs.mean(column)
         reached = None if mean is None or not other or other == 1 else 1 - (1 - mean) / (1 - other)
-        by = f"`{ours.label}`, {score}, against `{theirs.label}`, best of {count} that were run"
+        by = f"`{ours.label}`, {score}, against `{theirs.label}`, best of {count} ways to train"
         by += _seeds_to_add(ours) + _seeds_to_add(theirs)
         found.append(Aim("emnist", what, aim, reached, by))
     return found

@@ -218,9 +218,9 @@ def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
         "Reproduced: our mean over seeds lies within the published value's spread. Beyond: our interval over seeds does not meet "
         "that spread. Undecided: the mean lies outside, and one seed alone was run or the interval over seeds meets the spread. "
         "The interval over classes has no say here: the author's models and ours are tested on the same classes, so that it "
-        "tells how a figure may move with other classes and not whether it was reproduced. One more run of ours: where 95 % of "
-        "further seeds are expected, from those that were run (Student's t, wide with two or three); a published figure in it "
-        "is one that another training of ours could have. "
+        "tells how a figure may move with other classes and not whether it was reproduced. One more run of ours: an interval "
+        "that holds one further seed with 95 % (Student's t, cut at 0 and 1; wide with two or three seeds); a published figure "
+        "in it cannot be told from one more training of ours. "
     ) + grid_tables.spread_note(setting.protocol)
     return [
         "### Outside the published spread",

@@ -27,7 +27,7 @@ from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.arm_differences import REPLICATES
 from training.arms import Arm, candidates
 from training.choices import RUNS
-from training.comparisons import with_epochs_in_name
+from training.comparisons import require_common, with_epochs_in_name
 from training.cures import (
     common_options,
     open_set_figures,
@@ -386,8 +386,10 @@ def main(argv: list[str] | None = None) -> int:
     for name in (__name__, rows_of_arms.__module__):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
+        arms = _chosen_arms(arguments.protocol, arguments.candidates)
+        require_common(common_options(arguments), arms)
         rows = judge(
-            _chosen_arms(arguments.protocol, arguments.candidates),
+            arms,
             protocol=arguments.protocol,
             epochs=arguments.epochs,
             seeds=arguments.seeds,

@@ -113,6 +113,23 @@ def test_arm_that_does_not_fit_the_protocol_is_refused_before_the_others_are_tra
     assert trained == []
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "option"),
+    [
+        (cures, ["--cure", "feature_dim", "--arms", "cos_eos, K=C"], "feature_dim=64"),
+        (recommend, ["--candidates", "cos_eos, thesis", "cos_eos, thesis, turned"], "turned_negatives=0.5"),
+    ],
+)  # fmt: skip
+def test_option_in_which_arms_differ_is_refused_for_all_of_them(
+    command: Any, words: list[str], option: str, trained: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    shows(monkeypatch, DATA)
+    assert command.main([*words, "--option", option, "--runs", str(tmp_path)]) == 1
+    assert f"{option.split('=')[0]} cannot be the same for all" in caplog.text
+    assert trained == []
+
+
 def test_folder_that_blocks_a_later_arm_is_named_before_the_others_are_trained(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip

@@ -74,7 +74,7 @@ def test_best_of_those_without_negatives_is_the_largest_of_them() -> None:
         Judged("eos", 0.9),
     ]
     found = aims_of(*entries)["mnist", "best"]
-    assert (found.reached, found.by) == (0.6, "`cosface`, thesis preset, best of 3 that were run")
+    assert (found.reached, found.by) == (0.6, "`cosface`, thesis preset, best of 3 ways to train")
     assert found.distance == pytest.approx(0.6 - 0.65)
 
 
@@ -95,7 +95,7 @@ def test_recommended_is_judged_with_mnist_and_its_misses_with_emnist_against_the
     assert found["mnist", recommended].reached == 0.995
     missed = found["emnist", recommended]
     assert missed.reached == pytest.approx(1 - 0.04 / 0.1)
-    assert "against `cos_eos`, best of 2 that were run" in missed.by
+    assert "against `cos_eos`, best of 2 ways to train" in missed.by
     assert missed.command == ""
     alone = aims_of(Judged("cos_bg", 0.96, digits="emnist", is_recommended=True))
     assert alone["emnist", recommended].reached is None

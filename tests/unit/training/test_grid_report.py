@@ -487,7 +487,7 @@ def test_aims_of_recommended_stand_with_their_distance_or_with_the_command(grid:
     missed = [1 - (entry.mean("0.1") or 0.0) for entry in (ours, theirs)]
     fewer = 1 - missed[0] / missed[1]
     assert lines[4][3:5] == [number(fewer), signed(fewer - 0.25)]
-    assert "against `cos_eos`, best of 1 that were run" in lines[4][5]
+    assert "against `cos_eos`, best of 1 ways to train" in lines[4][5]
     assert "`sfn_cosface`, thesis preset" in lines[2][5]
     assert f"| {name_text(ours)} | 2" in text
     assert "(recommended)" in name_text(ours)
@@ -1099,6 +1099,15 @@ def test_what_lies_outside_the_spread_has_its_experiments_though_the_intervals_a
     assert line[1:3] == ["CCR@1e-2", ".9919 [.986, .998]"]
     assert line[4:6] == ["", "undecided"]
     assert "OPTIONS=activation=prelu" in line[6]
+
+
+def test_one_more_run_is_expected_in_the_prediction_interval_cut_at_1(grid: Path) -> None:
+    setting = published_setting("toy")
+    rows = rows_of_cos_eos(grid, [0.80, 0.82], [0.5, 1.0])
+    entries = group_rows(rows, grid / "none", grid / "none")[setting]
+    line = line_of("\n" + grid_tables.deviation_table(setting, entries), "cos_eos")
+    # 12.706 times the standard deviation of .0141 times sqrt(1 + 1/2): .81 ± .22.
+    assert line[1:5] == ["CCR@1e-2", ".9919 [.986, .998]", ".8100 ±.1271", "[.590, 1.000]"]
 
 
 def test_switches_are_options_that_the_loss_has() -> None:

@@ -443,7 +443,10 @@ def test_every_arm_builds_and_no_two_are_one_run(cure: str) -> None:
 def test_diverged_arm_has_its_row_and_the_others_their_figures(
     glyphs: ProtocolData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
+    batch_sizes = []
+
     def train(config, **_):
+        batch_sizes.append(config.training.batch_size)
         if config.loss_options.get("detach_radial"):
             raise TrainingDiverged("nan")
         return SimpleNamespace(folder=tmp_path)
@@ -453,7 +456,8 @@ def test_diverged_arm_has_its_row_and_the_others_their_figures(
     scored = scored_at(KNOWN_DEG, FOREIGN_DEG)
     monkeypatch.setattr(cures, "score_test", lambda *_, **__: scored)
     arguments = ["--cure", "arc_os", "--json", str(tmp_path / "rows.json")]
-    assert cures.main(arguments) == 0
+    assert cures.main([*arguments, "--option", "batch_size=48"]) == 0
+    assert batch_sizes == [48] * 6
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [("diverged" in row) for row in rows] == [False, False, True, False, False, False]
     assert rows[0]["ccr_at_fpr"]["softmax"]["unknown"]["0.1"] is None
