@@ -56,11 +56,22 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
         evidence="docs/results/recommend-glyphs.json",
         provisional=True,
     ),
-    "p3": Recommendation(
+    **{
+        protocol: Recommendation(
+            "os",
+            "modern",
+            ("softmax",),
+            evidence=f"docs/results/recommend-{protocol}.json",
+            provisional=True,
+        )
+        for protocol in ("p1", "p3")
+    },
+    # What P1 and P3 chose: its photographs are of the same kind.
+    "p2": Recommendation(
         "os",
         "modern",
         ("softmax",),
-        evidence="docs/results/recommend-p3.json",
+        evidence=_UNMEASURED.format("p2"),
         provisional=True,
     ),
     # With a hard head the entropic loss asks the same cosine to every center of a negative, and no point of two dimensions
