@@ -74,13 +74,11 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
         evidence=_UNMEASURED.format("p2"),
         provisional=True,
     ),
-    # With a hard head the entropic loss asks the same cosine to every center of a negative, and no point of two dimensions
-    # has that: Margin-EOS is out.
     "toy_vis": Recommendation(
-        "os",
+        "eos",
         "modern",
         ("softmax",),
-        evidence=_UNMEASURED.format("toy_vis"),
+        evidence="docs/results/recommend-toy_vis.json",
         provisional=True,
     ),
     "toy": Recommendation(
