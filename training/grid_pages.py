@@ -275,7 +275,7 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
     if options := grid_tables.option_table(entries):
         parts += [
             "### What options change",
-            "Against the same loss without them. Bold: both intervals exclude zero.",
+            "Against the same loss without them, or with fewer of them. Bold: both intervals exclude zero.",
             options,
         ]
     if scores:

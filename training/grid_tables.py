@@ -444,10 +444,17 @@ def difference_table(entries: Sequence[Entry]) -> str:
 
 
 def option_table(entries: Sequence[Entry]) -> str:
-    """Each loss with options minus the same loss without; empty where there is no pair."""
-    with_options = [entry for entry in entries if entry.options]
-    pairs = [(entry, plain_entry(entries, entry.loss)) for entry in with_options]
-    return _pair_table([(entry, plain) for entry, plain in pairs if plain is not None])
+    """Each loss with options minus the same loss with the most of them, but not all; empty where there is no pair."""
+    pairs = []
+    for entry in entries:
+        less = [
+            one
+            for one in entries
+            if one.loss == entry.loss and one.options.items() < entry.options.items()
+        ]
+        if less:
+            pairs.append((entry, max(less, key=lambda one: len(one.options))))
+    return _pair_table(pairs)
 
 
 def _pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> str:

@@ -544,12 +544,16 @@ def test_differing_options_get_a_line_of_their_own_and_not_the_published_one(gri
 def test_options_are_compared_with_the_same_loss_without_them(grid: Path) -> None:
     heading = "### What options change"
     assert heading not in written(grid)
-    for loss in ("cos_eos", "arc_eos"):  # arc_eos was not run without any
-        for cell in cells(loss, options={"feature_dim": 40}):
+    one, two = {"feature_dim": 40}, {"feature_dim": 40, "activation": "prelu"}
+    for loss, options in (("cos_eos", one), ("cos_eos", two), ("arc_eos", one)):  # no plain arc_eos
+        for cell in cells(loss, options=options):
             finished_run(grid / "runs", cell)
     table = section(written(grid), heading)
     compared = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| `")]
-    assert compared == ["`cos_eos (feature_dim=40)` − `cos_eos`"]
+    assert sorted(compared) == [
+        "`cos_eos (activation=prelu feature_dim=40)` − `cos_eos (feature_dim=40)`",
+        "`cos_eos (feature_dim=40)` − `cos_eos`",
+    ]
 
 
 def test_options_that_all_in_a_table_have_are_named_once(grid: Path) -> None:
