@@ -85,9 +85,9 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
         "cos_eos",
         "thesis",
         ("softmax",),
-        evidence="docs/results/recommend-toy.json",
+        evidence="docs/results/recommend-toy-feature-dim-seeds.json",
         provisional=True,
-        options={"turned_negatives": 0.875},
+        options={"turned_negatives": 0.875, "feature_dim": 512},
     ),
 }
 

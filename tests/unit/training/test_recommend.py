@@ -196,16 +196,26 @@ def test_candidates_are_compared_with_each_other_and_not_with_their_own_scores()
     assert with_a_copy["best_two"]["second"] == ["plain", "softmax"]
 
 
-def test_scores_of_the_toy_evidence_choose_what_is_recommended() -> None:
-    for name in (
-        "recommend-toy.json",
-        "recommend-toy-scale.json",
-        "recommend-toy-background-seeds.json",
-    ):
-        rows = json.loads((ROOT / "docs" / "results" / name).read_text())["rows"]
-        chosen, entry = recommend.choose(rows), RECOMMENDATIONS["toy"]
-        assert (chosen["loss"], chosen["preset"]) == (entry.loss, entry.preset)
-        assert (chosen["options"], (chosen["score"],)) == (entry.options, entry.scores)
+TURNED = {"turned_negatives": 0.875}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("recommend-toy.json", TURNED),
+        ("recommend-toy-scale.json", TURNED),
+        ("recommend-toy-background-seeds.json", TURNED),
+        ("recommend-toy-feature-dim.json", TURNED),
+        ("recommend-toy-feature-dim-seeds.json", {**TURNED, "feature_dim": 512}),
+    ],
+)
+def test_rule_chooses_by_the_rows_of_toy_what_the_documentation_says(
+    name: str, options: dict[str, Any]
+) -> None:
+    rows = json.loads((ROOT / "docs" / "results" / name).read_text())["rows"]
+    chosen = recommend.choose(rows)
+    assert (chosen["loss"], chosen["preset"]) == ("cos_eos", "thesis")
+    assert (chosen["options"], chosen["score"]) == (options, "softmax")
 
 
 def test_scale_is_swept_over_both_margin_aware_bounds() -> None:
