@@ -98,6 +98,10 @@ CURES: dict[str, list[Arm]] = {
         Arm("cos_eos, modern", "cos_eos", preset="modern"),
         Arm("cos_eos, modern, turned_negatives=0.875", "cos_eos", {"turned_negatives": 0.875}, preset="modern"),
     ],
+    "composed_negatives": [
+        Arm("cos_eos", "cos_eos"),
+        *_sweep("cos_eos", "composed_negatives", (0.25, 0.5, 1.0)),
+    ],
     "margin": [
         *_sweep("cos_eos", "cosine_margin", (0.0, 0.1, 0.2, 0.35, 0.5)),
         *_sweep("arc_eos", "angular_margin", (0.0, 0.15, 0.3, 0.5, 0.7)),
@@ -135,12 +139,23 @@ _OF_CHARACTERS: list[Arm] = [
     Arm(
         "cos_eos, thesis, turned, K=512", "cos_eos", {"turned_negatives": 0.875, "feature_dim": 512}
     ),
+    Arm(
+        "cos_eos, thesis, turned, composed, K=512", "cos_eos",
+        {"turned_negatives": 0.875, "composed_negatives": 0.5, "feature_dim": 512},
+    ),
     Arm("arc_eos, thesis, turned", "arc_eos", {"turned_negatives": 0.875}),
     Arm("eos, thesis, turned", "eos", {"turned_negatives": 0.875}),
     Arm("norm_os, thesis, turned", "norm_os", {"turned_negatives": 0.875}),
     Arm("cos_bg_sfn, thesis", "cos_bg_sfn"),
     Arm("cos_bg_sfn, thesis, turned", "cos_bg_sfn", {"turned_negatives": 0.875}),
-]
+    # Without a foreign image.
+    Arm("sfn_cosface, thesis", "sfn_cosface"),
+    Arm("cosface, thesis, K=512", "cosface", {"feature_dim": 512}),
+    Arm(
+        "cos_eos, thesis, composed alone, K=512", "cos_eos",
+        {"composed_negatives": 1.0, "feature_dim": 512},
+    ),
+]  # fmt: skip
 
 
 def candidates(protocol: str) -> list[Arm]:

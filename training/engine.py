@@ -22,6 +22,7 @@ from openset.metrics import clopper_pearson
 from training import parallel
 from training.batches import ALONE, Share, training_loader
 from training.checkpoints import BEST, LAST, read_checkpoint, write_checkpoint
+from training.composition import with_composed_negatives
 from training.data import ProtocolData, Split, on_device, split_validation
 from training.fingerprints import IMAGES, compare_validation, fingerprints
 from training.interrupt import DeferredInterrupt
@@ -177,9 +178,12 @@ class Trainer:
         # Epochs compete on this half alone, so that the other half can still certify the winner.
         halves = split_validation(calibration.groups, verify_share=0.0, best=True)
         parts = halves.within(data.validation.sample_ids, calibration.sample_ids)
-        self.training_part, self.validation = on_device(
-            [data.train, data.validation.subset(parts.selection)], self.device
-        )
+        # What no foreign image trains, none may choose an epoch of.
+        own = [
+            with_composed_negatives(part, preset.composed_negatives, config.seed)
+            for part in (data.train, data.validation.subset(parts.selection))
+        ]
+        self.training_part, self.validation = on_device(own, self.device)
 
     def _smallest_batch(self, counted: int) -> int:
         size, batch_size = self.data.preprocessing.image_size, self.config.training.batch_size

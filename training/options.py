@@ -14,7 +14,7 @@ from training.data import load_protocol
 from training.losses import LOSSES, LossSpec, protocol_defaults
 from training.losses.criterion import ABOVE_BOUND, DEFAULT_MAGNITUDE_WEIGHT, allowed_options
 from training.losses.scales import MARGIN_AWARE, MARGIN_AWARE_PROBABILITY, SCALE_RULES
-from training.presets import PRESETS, Preset
+from training.presets import PRESETS, SHARES, Preset
 from training.protocols import FOLDERS, get_protocol
 from training.recommendations import RECOMMENDED, recommendation
 
@@ -163,7 +163,7 @@ def applies(name: str, loss: str) -> bool:
     spec = LOSSES[loss]
     if name in ("scale", "scale_probability"):
         return spec.normalization != "none" or spec.magnitude is not None
-    if name == "turned_negatives":
+    if name in SHARES:
         return spec.uses_negatives
     return name not in _OF_ANY_LOSS or name in allowed_options(spec, MARGIN_AWARE)
 

@@ -25,7 +25,7 @@ from training.durable import replacing
 from training.losses import LOSSES, build_loss, protocol_defaults
 from training.options import data_option_names, refuse_unknown, refuse_wrong_types
 from training.precision import resolve_precision
-from training.presets import PRESETS, Preset
+from training.presets import PRESETS, SHARES, Preset
 from training.pretrained import is_weights_file
 from training.protocols import WITH_DIGITS, get_protocol
 from training.recommendations import RECOMMENDED, recommendation
@@ -54,7 +54,7 @@ _NOT_IDENTITY = (
 
 
 # Options of a preset that came later: at their default they leave the names of runs as they were.
-_LATER = ("turned_negatives",)
+_LATER = SHARES
 
 
 @dataclass(frozen=True)
@@ -319,11 +319,12 @@ def make_config(
         raise ValueError(
             f"device {resolved!r} was asked for, but this machine offers no CUDA device to torch"
         )
-    if training.turned_negatives and not (characters and LOSSES[loss].uses_negatives):
-        raise ValueError(
-            "turned_negatives is for characters and for losses that learn from negatives, got protocol "
-            f"{protocol!r} with loss {loss!r}"
-        )
+    for share in SHARES:
+        if getattr(training, share) and not (characters and LOSSES[loss].uses_negatives):
+            raise ValueError(
+                f"{share} is for characters and for losses that learn from negatives, got protocol "
+                f"{protocol!r} with loss {loss!r}"
+            )
     training = replace(training, precision=resolve_precision(training.precision, resolved))
     config = TrainConfig(
         protocol=protocol,

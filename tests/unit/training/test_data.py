@@ -379,28 +379,32 @@ def test_what_is_turned_depends_on_seed_epoch_and_sample_alone(glyphs: Any) -> N
     assert not torch.equal(shown(glyphs)[0], shown(glyphs, epoch=1)[0])
 
 
+@pytest.mark.parametrize("name", ["turned_negatives", "composed_negatives"])
 @pytest.mark.parametrize(
     ("protocol", "loss", "share", "message"),
     [
-        ("p1", "cos_eos", 0.5, "turned_negatives is for characters"),
+        ("p1", "cos_eos", 0.5, "is for characters"),
         ("glyphs", "softmax", 0.5, "losses that learn from negatives"),
         ("glyphs", "cos_eos", 1.5, "at most 1"),
     ],
 )
-def test_turned_negatives_are_refused_where_they_mean_nothing(
-    protocol: str, loss: str, share: float, message: str
+def test_what_is_done_to_negative_characters_is_refused_where_it_means_nothing(
+    protocol: str, loss: str, share: float, message: str, name: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        make_config(protocol, loss, device="cpu", options={"turned_negatives": share})
+        make_config(protocol, loss, device="cpu", options={name: share})
 
 
 def test_an_option_that_came_later_leaves_the_names_of_runs_without_it() -> None:
     names = [
         make_config("glyphs", "cos_eos", device="cpu", options=options).name
-        for options in ({}, {"turned_negatives": 0.0}, {"turned_negatives": 0.5})
-    ]
-    assert names[0] == names[1] == "glyphs-cos_eos-thesis-s42-b813c6"
-    assert names[2] != names[0]
+        for options in (
+            {}, {"turned_negatives": 0.0}, {"composed_negatives": 0.0},
+            {"turned_negatives": 0.5}, {"composed_negatives": 0.5},
+        )
+    ]  # fmt: skip
+    assert set(names[:3]) == {"glyphs-cos_eos-thesis-s42-b813c6"}
+    assert len(set(names)) == 3
 
 
 @pytest.mark.parametrize(("device", "chosen"), [("cpu", []), ("cuda", []), ("cuda:1", [1])])

@@ -49,7 +49,7 @@ CONFIGS = [
     config_for("cos_eos", 2),
     config_for("softmax", 3),
     config_for("arc_os", 1, as_published=True, margin_warmup_epochs=2),
-    config_for("eos", 4, turned_negatives=0.875),
+    config_for("eos", 4, turned_negatives=0.875, composed_negatives=0.5),
 ]
 
 
