@@ -78,6 +78,16 @@ def test_best_of_those_without_negatives_is_the_largest_of_them() -> None:
     assert found.distance == pytest.approx(0.6 - 0.65)
 
 
+def test_a_loss_whose_negatives_are_all_composed_of_knowns_sees_none() -> None:
+    entries = [
+        Judged("softmax", 0.3),
+        Judged("cos_eos", 0.8, options={"composed_negatives": 1.0}),
+        Judged("cos_eos", 0.9, options={"composed_negatives": 0.5}),
+    ]
+    found = aims_of(*entries)["mnist", "best"]
+    assert (found.reached, found.by) == (0.8, "`cos_eos`, thesis preset, best of 2 ways to train")
+
+
 def test_recommended_is_judged_with_mnist_and_its_misses_with_emnist_against_the_best_plain_loss() -> (
     None
 ):
