@@ -89,7 +89,7 @@ compare-losses: install ## all twenty losses, one epoch each on glyphs, one tabl
 	@$(PY) -m training.compare_losses --protocol $(PROTOCOL) $(call flag,DATA,--data) $(call flag,EPOCHS,--epochs) $(call flag,LOSSES,--losses) \
 	  $(call flag,SIZE,--size) $(call flag,JSON,--json)
 
-cures: install ## variants side by side | CURE=arc_os|arc_os_stress|scale|feature_dim|background|preset|margin|magnitude_weight|turned_negatives [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 SEEDS=1,2|2-3 OPTIONS="k=v ..." DEVICE= JSON=]
+cures: install ## variants side by side | CURE=arc_os|arc_os_stress|scale|feature_dim|background|preset|margin|magnitude_weight|turned_negatives|composed_negatives [PROTOCOL= EPOCHS= DATA= DIGITS= SIZE= IMAGE_SIZE= PER_CLASS= ALLOW_MISSING_CLASSES=1 SEEDS=1,2|2-3 OPTIONS="k=v ..." DEVICE= JSON=]
 	$(call need,CURE,scale)
 	@$(PY) -m training.cures --cure $(CURE) $(arm-flags)
 

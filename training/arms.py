@@ -148,7 +148,10 @@ _OF_CHARACTERS: list[Arm] = [
     Arm("norm_os, thesis, turned", "norm_os", {"turned_negatives": 0.875}),
     Arm("cos_bg_sfn, thesis", "cos_bg_sfn"),
     Arm("cos_bg_sfn, thesis, turned", "cos_bg_sfn", {"turned_negatives": 0.875}),
-    # Without a foreign image.
+]  # fmt: skip
+
+# What is shown no foreign image in training; they compete among themselves, where they are asked for by name.
+_WITHOUT_NEGATIVES: list[Arm] = [
     Arm("sfn_cosface, thesis", "sfn_cosface"),
     Arm("cosface, thesis, K=512", "cosface", {"feature_dim": 512}),
     Arm(
@@ -162,3 +165,8 @@ def candidates(protocol: str) -> list[Arm]:
     """What competes for a protocol; negatives are turned where they are characters."""
     is_characters = get_protocol(protocol).kind == "characters"
     return [*CANDIDATES, *(_OF_CHARACTERS if is_characters else [])]
+
+
+def on_request(protocol: str) -> list[Arm]:
+    """What competes only where it is asked for by name: characters without a foreign image in training."""
+    return _WITHOUT_NEGATIVES if get_protocol(protocol).kind == "characters" else []

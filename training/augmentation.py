@@ -112,10 +112,15 @@ class TurnedNegatives:
 
     def __call__(self, images: Tensor, samples: Tensor) -> Tensor:
         """Square images (m, channels, H, H), and which samples they are, (m,) -> the images as they are shown."""
-        ways = self._ways.index_select(0, samples)[:, None, None, None]
-        images = torch.where((ways & 4) != 0, images.transpose(2, 3), images)
-        images = torch.where((ways & 2) != 0, images.flip(2), images)
-        return torch.where((ways & 1) != 0, images.flip(3), images)
+        return turned(images, self._ways.index_select(0, samples))
+
+
+def turned(images: Tensor, ways: Tensor) -> Tensor:
+    """Square images (m, channels, H, H), each as its way says, (m,): bits for swapped axes (4), upside down (2), mirrored (1)."""
+    ways = ways[:, None, None, None]
+    images = torch.where((ways & 4) != 0, images.transpose(2, 3), images)
+    images = torch.where((ways & 2) != 0, images.flip(2), images)
+    return torch.where((ways & 1) != 0, images.flip(3), images)
 
 
 def _random_box(

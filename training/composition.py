@@ -1,7 +1,7 @@
-"""Negatives made of known characters, for data that hold few foreign ones or none.
+"""Negatives made of known characters, in the places of foreign ones: what a model reaches that is shown few of these or none.
 
-What is done to knowns keeps their strokes and takes away their class, as in negative data augmentation (Sinha et al., ICLR
-2021); what the network then learns to keep apart from a known is its shape and not the hand or scanner it comes from.
+What is done to knowns keeps their strokes and mostly takes away their class, as in negative data augmentation (Sinha et al.,
+ICLR 2021). Some still look like a digit.
 """
 
 from __future__ import annotations
@@ -14,32 +14,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openset.labels import is_known, is_negative
+from training.augmentation import turned
 from training.data import Split
 
-# A stream of random numbers of its own, beside those of ``training.augmentation``.
+# In the seed beside the run's. The order of epoch 2 is drawn from the same stream, for quite other ends.
 _COMPOSED = 2
-# Digits that remain digits: whatever is done to them, upside down, by a half turn.
+# Digits that are sure to remain digits: whatever is done to them, upside down, by a half turn.
 _SYMMETRIC = ("0", "1", "8")
 _UPSIDE_DOWN = ("3",)
 _HALF_TURN = ("6", "9")
-# Where two characters meet, and how much of one is blotted out: shares of the side.
+# Where two characters meet, and how far one is blotted out: shares of the image's side.
 _MIDDLE = (0.4, 0.65)
 _BLOT = (0.36, 0.68)
 # How far two characters that lie on each other are apart, share of the side along each axis.
 _APART = 0.11
 
 
-def with_composed_negatives(split: Split, share: float, seed: int) -> Split:
+def with_composed_negatives(split: Split, share: float, seed: int, *, turn: bool = True) -> Split:
     """The same samples, some negatives of which show what was made of the split's own knowns.
 
-    One of four things, as likely each: a known turned or mirrored (but where that leaves a digit); the halves of two of
-    different classes; two of different classes on each other; a known with a third to two thirds of it blotted out. Labels,
-    groups and identifiers stay, so that a composed negative counts for the class in whose place it stands.
+    One of four things, as likely each: a known turned or mirrored (but 0, 1, 8, an upside-down 3, a half-turned 6 or 9); the
+    halves of two of different classes; two of different classes on each other; a known with a third to two thirds of the
+    image blotted out. Labels, groups and identifiers stay, so that a composed negative counts for the class in whose place it
+    stands. They are made once, and are the same in every epoch.
 
     Args:
         split: characters, light on dark, uint8 (N, 1, H, H); its images are left as they are.
         share: of the negatives, 0..1; at 1 no foreign image is left.
         seed: of the choice; equal ones give equal images.
+        turn: whether knowns are turned; not where negatives are turned afterwards, which would set some upright again.
 
     Raises:
         ValueError: knowns of one class alone, of which no two can be put together.
@@ -53,9 +56,9 @@ def with_composed_negatives(split: Split, share: float, seed: int) -> Split:
     known = np.flatnonzero(is_known(split.labels))
     if len(np.unique(split.labels[known])) < 2:
         raise ValueError(
-            "negatives are composed of knowns of two classes, and the training part holds fewer"
+            "negatives are composed of knowns of two classes, and this part holds fewer"
         )
-    kinds = random.integers(4, size=len(chosen))
+    kinds = random.integers(0 if turn else 1, 4, size=len(chosen))
     first, second = _of_two_classes(split.labels, known, len(chosen), random)
     turnable = known[~np.isin(split.groups[known], _SYMMETRIC)]
     if len(turnable):
@@ -93,17 +96,14 @@ def _of_two_classes(
 
 
 def _turned(images: Tensor, digits: NDArray[np.str_], random: np.random.Generator) -> Tensor:
-    """Each in one of the seven ways in which a square falls on itself: bits for swapped axes, upside down, mirrored."""
+    """Each in one of the ways of ``training.augmentation.turned`` that leave no digit for sure."""
     ways = random.integers(1, 8, len(images))
     while (
         same := (np.isin(digits, _UPSIDE_DOWN) & (ways == 2))
         | (np.isin(digits, _HALF_TURN) & (ways == 3))
     ).any():
         ways[same] = random.integers(1, 8, int(same.sum()))
-    way = _column(ways, images)
-    images = torch.where((way & 4) != 0, images.transpose(2, 3), images)
-    images = torch.where((way & 2) != 0, images.flip(2), images)
-    return torch.where((way & 1) != 0, images.flip(3), images)
+    return turned(images, torch.as_tensor(ways, device=images.device))
 
 
 def _halves(one: Tensor, other: Tensor, random: np.random.Generator) -> Tensor:

@@ -180,7 +180,9 @@ class Trainer:
         parts = halves.within(data.validation.sample_ids, calibration.sample_ids)
         # What no foreign image trains, none may choose an epoch of.
         own = [
-            with_composed_negatives(part, preset.composed_negatives, config.seed)
+            with_composed_negatives(
+                part, preset.composed_negatives, config.seed, turn=not preset.turned_negatives
+            )
             for part in (data.train, data.validation.subset(parts.selection))
         ]
         self.training_part, self.validation = on_device(own, self.device)

@@ -9,7 +9,7 @@ from training.grid import default_epochs
 from training.grid_results import Entry, Setting, options_text
 from training.grid_rows import VALIDATION_GROUP
 from training.grid_tables import command, number, signed, table
-from training.losses import LOSSES, THESIS_LOSSES
+from training.losses import THESIS_LOSSES
 from training.recommendations import RECOMMENDED, recommendation
 
 # On unknowns, CCR at an FPR: the recommended model with MNIST's digits, and any model that sees no negatives.
@@ -88,7 +88,7 @@ def _without_negatives_aims(entries: Sequence[Entry]) -> list[Aim]:
     found = []
     for column, aim in _WITHOUT_NEGATIVES_CCR.items():
         what = f"best of those trained without negatives: CCR at FPR {column}"
-        best, count = _best(entries, column, _sees_no_negatives)
+        best, count = _best(entries, column, lambda entry: not entry.sees_negatives)
         if best is None:
             found.append(Aim("mnist", what, aim, None, "", _command("softmax", "mnist")))
         else:
@@ -117,11 +117,6 @@ def _fewer_missed_aims(entries: Sequence[Entry]) -> list[Aim]:
         by += _seeds_to_add(ours) + _seeds_to_add(theirs)
         found.append(Aim("emnist", what, aim, reached, by))
     return found
-
-
-def _sees_no_negatives(entry: Entry) -> bool:
-    """No foreign image trains it or chooses an epoch of it."""
-    return not LOSSES[entry.loss].uses_negatives or entry.options.get("composed_negatives") == 1
 
 
 def _is_plain_thesis(entry: Entry) -> bool:

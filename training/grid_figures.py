@@ -24,7 +24,6 @@ from training.durable import replacing
 from training.evaluation import SCORES_FILE
 from training.grid_results import Entry, Model, Setting, option_text, options_text
 from training.grid_summaries import FPR_GRID, GROUP_LABELS
-from training.losses import LOSSES
 from training.protocols import get_protocol
 from training.published import TARGETS, published_value
 from training.runs import Run
@@ -366,7 +365,7 @@ def draw_style(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure
     """CCR against unknowns with both sources of digits, a line a loss and a panel an FPR; what is between them is style."""
 
     def height(pair: tuple[Entry, Entry]) -> tuple[bool, float]:
-        return LOSSES[pair[0].loss].uses_negatives, pair[0].mean("0.01") or 0.0
+        return pair[0].sees_negatives, pair[0].mean("0.01") or 0.0
 
     ordered = sorted(pairs, key=height)
     with_negatives = np.array([height(pair)[0] for pair in ordered])

@@ -40,6 +40,7 @@ from training.grid_summaries import (
     summarize,
     summary_file,
 )
+from training.losses import LOSSES
 from training.published import TARGETS
 from training.recommendations import recommendation
 from training.runs import Run
@@ -260,6 +261,14 @@ class Entry:
     def shared_text(self) -> str:
         """The options that all in its table have."""
         return options_text({k: v for k, v in self.options.items() if k in self.shared})
+
+    @property
+    def sees_negatives(self) -> bool:
+        """Is a foreign image shown in training, or chooses an epoch? Not where all of them are composed of knowns."""
+        is_composed = self.options.get("composed_negatives") == 1
+        return LOSSES[self.loss].uses_negatives and (
+            not is_composed or "initial_weights" in self.options
+        )
 
     @property
     def is_recommended(self) -> bool:

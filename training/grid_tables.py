@@ -19,7 +19,7 @@ from training.grid_results import (
 from training.grid_rows import OTHER_DIGITS_GROUP, PUBLISHED_SCORE
 from training.grid_statistics import ACCURACY, Interval, prediction_interval
 from training.grid_summaries import PASSING_TARGETS
-from training.losses import LOSSES, THESIS_LOSSES, published_deviations
+from training.losses import THESIS_LOSSES, published_deviations
 from training.options import applies
 from training.protocols import WITH_DIGITS, get_protocol
 from training.published import (
@@ -418,12 +418,12 @@ def difference_text(result: Difference | None) -> str:
 
 
 def benchmarks_of(entries: Sequence[Entry], entry: Entry) -> list[Entry]:
-    """Softmax, and for losses with negatives EOS and OS; those that were run, with the same options where they have them.
+    """Softmax, and for what sees negatives EOS and OS; those that were run, with the same options where they have them.
 
     An option that a benchmark's loss does not have makes no difference: a margin that grows from 0 is compared with EOS,
     which has none. A benchmark is compared with the ones before it alone.
     """
-    names = _BENCHMARKS[LOSSES[entry.loss].uses_negatives]
+    names = _BENCHMARKS[entry.sees_negatives]
     if entry.loss in names:
         names = names[: names.index(entry.loss) + bool(entry.options)]
     found = []

@@ -25,7 +25,7 @@ from rich.table import Table
 from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
 from training.arm_differences import REPLICATES
-from training.arms import Arm, candidates
+from training.arms import Arm, candidates, on_request
 from training.choices import RUNS
 from training.comparisons import require_common, with_epochs_in_name
 from training.cures import (
@@ -361,22 +361,26 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = shared_parser("python -m training.recommend", __doc__)
     parser.add_argument("--runs", type=Path, default=RUNS / "recommend")
-    of_characters = [arm.name for arm in candidates("toy")]
+    by_default = "; ".join(arm.name for arm in candidates("toy"))
+    others = [arm.name for arm in on_request("toy")]
     parser.add_argument(
         "--candidates",
         nargs="+",
         metavar="NAME",
-        choices=of_characters,
-        help=f"default: all that the protocol has, of: {'; '.join(of_characters)}",
+        choices=[*(arm.name for arm in candidates("toy")), *others],
+        help=f"default: all that the protocol has, of: {by_default}. On request, without negatives: {'; '.join(others)}",
     )
     return parser
 
 
 def _chosen_arms(protocol: str, names: list[str] | None) -> list[Arm]:
     arms = candidates(protocol)
-    if unknown := set(names or []) - {arm.name for arm in arms}:
+    if names is None:
+        return arms
+    arms += on_request(protocol)
+    if unknown := set(names) - {arm.name for arm in arms}:
         raise ValueError(f"{protocol} has no candidate {'; '.join(sorted(unknown))}")
-    return [arm for arm in arms if names is None or arm.name in names]
+    return [arm for arm in arms if arm.name in names]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -106,7 +106,7 @@ def test_two_characters_that_are_put_together_are_of_two_classes() -> None:
     ("digit", "never"),
     [("3", {2}), ("6", {3}), ("9", {3}), ("5", set[int]())],
 )
-def test_a_turned_digit_is_never_a_digit_again(digit: str, never: set[int]) -> None:
+def test_a_digit_is_not_turned_into_itself_or_another(digit: str, never: set[int]) -> None:
     image = drawn(1, 0)
     turned = composition._turned(image.expand(400, 1, 28, 28), np.full(400, digit), random())
     found = set()
@@ -132,6 +132,22 @@ def test_digits_that_turning_leaves_digits_are_not_turned(
     monkeypatch.setattr(composition, "_turned", note)
     with_composed_negatives(glyphs.train, 1.0, 1)
     assert set(seen) == set("2345679")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.875])
+def test_no_known_is_turned_where_negatives_are_turned_afterwards(
+    share: float, glyphs: ProtocolData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of eight would stand upright again, a known among the negatives."""
+    calls: list[int] = []
+    turned = composition._turned
+    monkeypatch.setattr(
+        composition, "_turned", lambda *given: (calls.append(len(given[0])), turned(*given))[1]
+    )
+    options = {"composed_negatives": 1.0, "turned_negatives": share}
+    config = make_config("glyphs", "cos_eos", device="cpu", epochs=1, options=options)
+    Trainer(config, glyphs, tmp_path / "run", show_progress=False)
+    assert bool(sum(calls)) == (share == 0)
 
 
 def test_halves_are_of_one_and_of_the_other() -> None:

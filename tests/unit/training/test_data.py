@@ -383,7 +383,7 @@ def test_what_is_turned_depends_on_seed_epoch_and_sample_alone(glyphs: Any) -> N
 @pytest.mark.parametrize(
     ("protocol", "loss", "share", "message"),
     [
-        ("p1", "cos_eos", 0.5, "is for characters"),
+        ("p1", "cos_eos", 0.5, "{name} is for characters"),
         ("glyphs", "softmax", 0.5, "losses that learn from negatives"),
         ("glyphs", "cos_eos", 1.5, "at most 1"),
     ],
@@ -391,7 +391,7 @@ def test_what_is_turned_depends_on_seed_epoch_and_sample_alone(glyphs: Any) -> N
 def test_what_is_done_to_negative_characters_is_refused_where_it_means_nothing(
     protocol: str, loss: str, share: float, message: str, name: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message.format(name=name)):
         make_config(protocol, loss, device="cpu", options={name: share})
 
 

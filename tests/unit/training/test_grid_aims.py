@@ -12,7 +12,7 @@ import pytest
 from training.choices import seed_count_or_list
 from training.grid import all_classes, default_epochs
 from training.grid_aims import Aim, aims, recommended_score
-from training.grid_results import Setting
+from training.grid_results import Entry, Setting
 from training.grid_rows import VALIDATION_GROUP
 
 
@@ -37,6 +37,8 @@ class Judged:
             "as_published": True,
         }
         return Setting("toy", self.preset, self.digits, **(values | self.changes))
+
+    sees_negatives = Entry.sees_negatives
 
     @property
     def label(self) -> str:
@@ -83,6 +85,7 @@ def test_a_loss_whose_negatives_are_all_composed_of_knowns_sees_none() -> None:
         Judged("softmax", 0.3),
         Judged("cos_eos", 0.8, options={"composed_negatives": 1.0}),
         Judged("cos_eos", 0.9, options={"composed_negatives": 0.5}),
+        Judged("cos_eos", 0.95, options={"composed_negatives": 1.0, "initial_weights": "runs/a"}),
     ]
     found = aims_of(*entries)["mnist", "best"]
     assert (found.reached, found.by) == (0.8, "`cos_eos`, thesis preset, best of 2 ways to train")

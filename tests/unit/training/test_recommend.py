@@ -16,7 +16,7 @@ from openset.fitted_scores import ALL_SCORES
 from openset.labels import NEGATIVE, UNKNOWN, is_known
 from tests.factories import FOREIGN_DEG, KNOWN_DEG, begun_run, scored_at
 from training import cures, recommend
-from training.arms import CANDIDATES, CURES, candidates
+from training.arms import CANDIDATES, CURES, candidates, on_request
 from training.data import ProtocolData, Split, at_most, load_protocol, split_validation
 from training.decoded import CachedImages, DecodedImages
 from training.engine import Trainer, TrainingDiverged
@@ -438,7 +438,8 @@ def test_scores_stay_out_of_a_runs_name() -> None:
 
 @pytest.mark.parametrize("cure", [*sorted(CURES), "candidates"])
 def test_every_arm_builds_and_no_two_are_one_run(cure: str) -> None:
-    arms = candidates("glyphs") if cure == "candidates" else CURES[cure]
+    competing = [*candidates("glyphs"), *on_request("glyphs")]
+    arms = competing if cure == "candidates" else CURES[cure]
     names = set()
     for arm in arms:
         config = make_config(
