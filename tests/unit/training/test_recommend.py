@@ -207,6 +207,7 @@ TURNED = {"turned_negatives": 0.875}
         ("recommend-toy-background-seeds.json", TURNED),
         ("recommend-toy-feature-dim.json", TURNED),
         ("recommend-toy-feature-dim-seeds.json", {**TURNED, "feature_dim": 512}),
+        ("recommend-toy-composed.json", {**TURNED, "feature_dim": 512}),
     ],
 )
 def test_rule_chooses_by_the_rows_of_toy_what_the_documentation_says(
