@@ -145,6 +145,8 @@ _OF_CHARACTERS: list[Arm] = [
     ),
     Arm("arc_eos, thesis, turned", "arc_eos", {"turned_negatives": 0.875}),
     Arm("eos, thesis, turned", "eos", {"turned_negatives": 0.875}),
+    Arm("os, thesis, turned", "os", {"turned_negatives": 0.875}),
+    Arm("cos_os, thesis, turned", "cos_os", {"turned_negatives": 0.875}),
     Arm("norm_os, thesis, turned", "norm_os", {"turned_negatives": 0.875}),
     Arm("cos_bg_sfn, thesis", "cos_bg_sfn"),
     Arm("cos_bg_sfn, thesis, turned", "cos_bg_sfn", {"turned_negatives": 0.875}),
