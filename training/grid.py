@@ -162,7 +162,7 @@ def _cell(
     """The cell of a loss, ``recommended`` resolved, without its seed."""
     is_recommended, options = loss == RECOMMENDED, dict(free)
     if is_recommended:
-        choice = recommendation(protocol)
+        choice = recommendation(protocol, digits)
         loss, preset = choice.loss, preset or choice.preset
         options = {**choice.options, "scores": list(choice.scores), **options}
     preset = preset or "thesis"

@@ -141,7 +141,7 @@ def _best(
 
 def recommended_score(entry: Entry) -> str:
     """The recommendation's score; of several the one with the best CCR@1e-2 on the validation part's negatives."""
-    names = recommendation(entry.setting.protocol).scores
+    names = recommendation(entry.setting.protocol, entry.setting.digits).scores
     return max(
         names, key=lambda name: entry.mean("0.01", group=VALIDATION_GROUP, score=name) or 0.0
     )

@@ -274,7 +274,7 @@ class Entry:
     def is_recommended(self) -> bool:
         """Is this what ``recommended`` stands for, with its scores?"""
         setting = self.setting
-        choice = recommendation(setting.protocol)
+        choice = recommendation(setting.protocol, setting.digits)
         options = differing_options(
             setting.protocol, choice.loss, choice.preset, setting.digits, choice.options
         )

@@ -16,7 +16,7 @@ from training.losses.criterion import ABOVE_BOUND, DEFAULT_MAGNITUDE_WEIGHT, all
 from training.losses.scales import MARGIN_AWARE, MARGIN_AWARE_PROBABILITY, SCALE_RULES
 from training.presets import PRESETS, SHARES, Preset
 from training.protocols import FOLDERS, get_protocol
-from training.recommendations import RECOMMENDED, recommendation
+from training.recommendations import RECOMMENDATIONS_WITH_MNIST, RECOMMENDED, recommendation
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,11 @@ def listing(protocol: str, loss: str, preset: str | None = None) -> str:
     everything = [option for options in found.values() for option in options]
     name_width = max(len(option.name) for option in everything)
     kind_width = max(len(option.kind.text) for option in everything)
-    lines = [f'options of {protocol} with {loss}: OPTIONS="name=value ...", or --option name=value']
+    source = " (EMNIST's digits; MNIST's have their own)"
+    named = loss + source * (loss == RECOMMENDED and protocol in RECOMMENDATIONS_WITH_MNIST)
+    lines = [
+        f'options of {protocol} with {named}: OPTIONS="name=value ...", or --option name=value'
+    ]
     for group, options in found.items():
         lines += ["", f"{group}:"]
         lines += [

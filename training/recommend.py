@@ -225,8 +225,9 @@ def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     This is the one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984). A candidate's figure is
     that of its best score, mean over the seeds. The standard error is that of the paired difference, over seeds (from two
     on) or over classes, whichever is larger; where there is neither, the best is taken. Of candidates the one with fewer
-    options is simpler, then the earlier; of scores the earlier in ``ALL_SCORES``. The choice is provisional with a single
-    seed, and where an interval of the difference between the best two candidates includes 0.
+    options is simpler, then the earlier; of scores the earlier in ``ALL_SCORES``. All that lie within it are named, the
+    simplest first: what else would do. The choice is provisional with a single seed, and where an interval of the
+    difference between the best two candidates includes 0.
 
     Raises:
         ValueError: every candidate diverged with some seed.
@@ -248,21 +249,25 @@ def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def simplicity(key: Key) -> tuple[int, int, int]:
         return len(arms[key[0]]["options"]), order[key[0]], ALL_SCORES.index(key[1])
 
-    def simplest_as_good(keys: list[Key]) -> Key:
+    def as_good(keys: list[Key]) -> list[Key]:
         first = keys[0]
         good = [
             key
             for key in keys
             if means[first] - means[key] <= _standard_error(rows, figures, first, key)
         ]
-        return min(good, key=simplicity)
+        return sorted(good, key=simplicity)
 
     best_of = [by_mean((arm, score) for score in ALL_SCORES)[0] for arm in arms]
     ranked = by_mean(key for key in best_of if np.isfinite(means[key]))
     if not ranked:
         raise ValueError("every candidate diverged with some seed; there is nothing to recommend")
-    name, _ = simplest_as_good(ranked)
-    best = simplest_as_good(by_mean((name, score) for score in ALL_SCORES))
+    within = {
+        arm: [score for _, score in as_good(by_mean((arm, score) for score in ALL_SCORES))]
+        for arm, _ in as_good(ranked)
+    }
+    name = next(iter(within))
+    best = (name, within[name][0])
     compared = _comparison(rows, figures, *ranked[:2]) if len(ranked) > 1 else None
     reasons = []
     if len({row["seed"] for row in rows}) < 2:
@@ -278,6 +283,7 @@ def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "provisional": bool(reasons),
         "why_provisional": reasons,
         "best_two": compared,
+        "within_one_standard_error": within,
     }
 
 
@@ -423,6 +429,8 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     write_atomically(target, json.dumps(content, indent=2) + "\n")
     print_table(rows, title)
+    for arm, scores in chosen["within_one_standard_error"].items():
+        logger.info("within one standard error of the best: %s (%s)", arm, ", ".join(scores))
     reasons = " and ".join(chosen["why_provisional"])
     logger.info(
         "recommended%s: %s; written: %s", f", provisionally ({reasons})" if reasons else "", chosen, target

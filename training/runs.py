@@ -264,7 +264,7 @@ def make_config(
 
     Args:
         protocol: name of the protocol.
-        loss: name of the loss, or "recommended" for the protocol's recommended loss, options, preset and scores.
+        loss: name of the loss, or "recommended" for the protocol's recommended loss, options, preset and scores (of its digits).
         preset: "thesis" or "modern"; None for "thesis", or the recommended one.
         seed: of everything random.
         epochs: None for the protocol's default.
@@ -280,7 +280,8 @@ def make_config(
     """
     free = dict(options or {})
     if loss == RECOMMENDED:
-        choice = recommendation(protocol)
+        published = "mnist" if free.get("as_published") else None
+        choice = recommendation(protocol, free.get("digits", published))
         loss, preset = choice.loss, preset or choice.preset
         free = {**choice.options, "scores": list(choice.scores), **free}
     preset = preset or "thesis"

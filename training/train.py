@@ -78,7 +78,7 @@ def train(
 
 
 def _tell_recommended(config: TrainConfig) -> None:
-    choice = recommendation(config.protocol)
+    choice = recommendation(config.protocol, config.digits)
     logger.info(
         "recommended for %s: loss %s, preset %s, scores %s, options %s%s (evidence: %s)",
         config.protocol, config.loss, config.preset, ",".join(config.scores or []), choice.options or "none",

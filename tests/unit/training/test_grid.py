@@ -15,7 +15,7 @@ from training.grid import Cell, all_classes, data_columns, plan, ranked_losses
 from training.grid_rows import cell_columns
 from training.losses import THESIS_LOSSES
 from training.protocols import get_protocol
-from training.recommendations import RECOMMENDATIONS, Recommendation
+from training.recommendations import RECOMMENDATIONS, Recommendation, recommendation
 
 
 def test_every_loss_is_ranked_once_and_the_headline_losses_come_first() -> None:
@@ -157,7 +157,7 @@ def test_recommended_is_planned_as_what_it_stands_for(monkeypatch: pytest.Monkey
     monkeypatch.setitem(RECOMMENDATIONS, "toy", choice)
     arguments = {
         "seeds": 1,
-        "digits": ["mnist"],
+        "digits": ["emnist"],
         "device": "cpu",
         "options": {"precision": "float32"},
     }
@@ -175,6 +175,19 @@ def test_recommended_is_planned_as_what_it_stands_for(monkeypatch: pytest.Monkey
     )
     assert both == [cell]
     assert both[0].scores == ["ghost", "softmax"]
+
+
+def test_recommended_is_planned_for_each_source_of_digits_as_what_it_stands_for_there() -> None:
+    cells = plan("toy", seeds=1, losses=["recommended"], device="cpu")
+    for cell in cells:
+        choice = recommendation("toy", cell.digits)
+        assert (cell.loss, cell.preset, cell.scores) == (
+            choice.loss,
+            choice.preset,
+            list(choice.scores),
+        )
+    assert [cell.digits for cell in cells] == ["mnist", "emnist"]
+    assert cells[0].loss != cells[1].loss
 
 
 def test_beyond_the_thesis_nothing_was_published() -> None:

@@ -147,7 +147,7 @@ def test_of_several_scores_the_one_counts_that_is_best_on_the_validations_negati
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     several = SimpleNamespace(scores=("softmax", "logit", "energy"))
-    monkeypatch.setattr("training.grid_aims.recommendation", lambda _: several)
+    monkeypatch.setattr("training.grid_aims.recommendation", lambda *_: several)
     entry: Any = Judged("cos_bg", {"softmax": 0.4, "logit": 0.6, "energy": 0.5})
     assert recommended_score(entry) == "logit"
 

@@ -184,3 +184,7 @@ def test_presets_and_recommendation_set_the_defaults_that_are_listed() -> None:
         scores = make_config(protocol, "recommended", device="cpu").scores
         assert defaults(protocol, "recommended", "run")["scores"] == ",".join(scores or [])
     assert re.search(r"scores .* default softmax$", listing("folders", "recommended"), re.MULTILINE)
+    assert "with recommended (EMNIST's digits; MNIST's have their own): " in listing(
+        "toy", "recommended"
+    )
+    assert "digits" not in listing("toy", "os").splitlines()[0]

@@ -25,7 +25,11 @@ from training.grid_statistics import percentile_interval, widened
 from training.losses import LOSSES
 from training.presets import PRESETS
 from training.protocols import PROTOCOLS
-from training.recommendations import RECOMMENDATIONS
+from training.recommendations import (
+    RECOMMENDATIONS,
+    RECOMMENDATIONS_WITH_MNIST,
+    recommendation,
+)
 from training.runs import Run, TrainConfig, make_config
 from training.train import build_parser
 
@@ -149,6 +153,17 @@ def test_simpler_candidate_wins_within_a_standard_error_of_the_best() -> None:
     assert of_two({1: 0.8}, {1: 0.8})["best_two"]["first"] == ["plain", "softmax"]
 
 
+def test_all_within_a_standard_error_are_named_the_simplest_first() -> None:
+    # Behind the first one's softmax score are its energy by .06 and -.04 and the other candidate by .10 and -.01.
+    found = of_two({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.71}, energy=0.74)
+    assert found["within_one_standard_error"] == {
+        "plain": ["softmax"],
+        "turned": ["softmax", "energy"],
+    }
+    found = of_two({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.6001})
+    assert found["within_one_standard_error"] == {"turned": ["softmax"]}
+
+
 @pytest.mark.parametrize(("arms", "chosen"), [("ab", "a"), ("ba", "b")])
 def test_of_candidates_with_as_many_options_the_earlier_is_simpler(arms: str, chosen: str) -> None:
     figures = {"a": {1: 0.7, 2: 0.7001}, "b": {1: 0.8, 2: 0.7}}
@@ -217,6 +232,33 @@ def test_rule_chooses_by_the_rows_of_toy_what_the_documentation_says(
     chosen = recommend.choose(rows)
     assert (chosen["loss"], chosen["preset"]) == ("cos_eos", "thesis")
     assert (chosen["options"], chosen["score"]) == (options, "softmax")
+
+
+def test_digits_of_mnist_have_their_own_recommendation_where_their_evidence_says_so() -> None:
+    assert RECOMMENDATIONS_WITH_MNIST
+    for protocol, choice in RECOMMENDATIONS_WITH_MNIST.items():
+        assert choice == recommendation(protocol, "mnist") != recommendation(protocol)
+        assert recommendation(protocol, "emnist") == recommendation(protocol)
+        evidence = json.loads((ROOT / choice.evidence).read_text())
+        assert (evidence["protocol"], evidence["digits"]) == (protocol, "mnist")
+        chosen = evidence["chosen"]
+        assert (choice.loss, choice.preset, choice.options) == tuple(
+            chosen[name] for name in ("loss", "preset", "options")
+        )
+        assert (list(choice.scores), choice.provisional) == (
+            [chosen["score"]],
+            chosen["provisional"],
+        )
+        # What is published was trained with MNIST's digits.
+        for options in ({"digits": "mnist"}, {"as_published": True}):
+            assert (
+                make_config(protocol, "recommended", device="cpu", options=options).loss
+                == choice.loss
+            )
+        options = {"as_published": True, "digits": "emnist"}
+        config = make_config(protocol, "recommended", device="cpu", options=options)
+        assert config.loss == recommendation(protocol).loss
+    assert recommendation("p1", "mnist") == recommendation("p1")
 
 
 def test_scale_is_swept_over_both_margin_aware_bounds() -> None:
@@ -358,6 +400,9 @@ def test_command_judges_each_candidate_on_the_hidden_classes(
     assert [*batch_sizes, written["batch_size"]] == [48] * 4
     best_two = written["chosen"].pop("best_two")
     reasons = written["chosen"].pop("why_provisional")
+    within = written["chosen"].pop("within_one_standard_error")
+    assert within == {arm: list(ALL_SCORES) for arm in ("eos", "cos_eos")}
+    assert "within one standard error of the best: cos_eos (softmax, logit, " in caplog.text
     assert reasons == ["one seed", "the best two candidates cannot be told apart"]
     assert f"recommended, provisionally ({' and '.join(reasons)}): " in caplog.text
     assert written["chosen"] == {
