@@ -227,14 +227,18 @@ def _fitted(card: ModelCard) -> dict[str, torch.nn.Module]:
 
 
 def emnist_files(root: Path) -> Path:
-    """EMNIST's files with ten random images for each digit and letter."""
+    """EMNIST's files, and MNIST's, with ten random images for each digit and letter."""
     random = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for name, labels in (("mnist", np.arange(10)), ("letters", np.arange(1, 27))):
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        for name, labels in (
+            (f"emnist/emnist-mnist-{part}", np.arange(10)),
+            (f"emnist/emnist-letters-{part}", np.arange(1, 27)),
+            (f"mnist/{prefix}", np.arange(10)),
+        ):
             repeated = np.repeat(labels, 10)
             images = random.integers(0, 256, (len(repeated), 28, 28), dtype=np.uint8)
             for kind, array in (("images-idx3", images), ("labels-idx1", repeated)):
-                write_idx(root / "emnist" / f"emnist-{name}-{part}-{kind}-ubyte.gz", array)
+                write_idx(root / f"{name}-{kind}-ubyte.gz", array)
     return root
 
 

@@ -117,7 +117,12 @@ class Option:
 
 
 def options_of(
-    protocol: str, loss: str, preset: str | None = None, *, scale: float | str | None = None
+    protocol: str,
+    loss: str,
+    preset: str | None = None,
+    *,
+    scale: float | str | None = None,
+    digits: str | None = None,
 ) -> dict[str, list[Option]]:
     """All options there are for a protocol and a loss, by what they change.
 
@@ -126,6 +131,7 @@ def options_of(
         loss: entry of ``training.losses.LOSSES``, or "recommended".
         preset: whose values are the defaults; None for "thesis", or the recommended one.
         scale: of the loss, if not the protocol's; some rules have an option of their own.
+        digits: their source, by which what is recommended may differ; None for EMNIST's.
 
     Returns:
         Options by group: loss, network, preset, data, run.
@@ -135,7 +141,7 @@ def options_of(
     """
     chosen: dict[str, Any] = {}
     if loss == RECOMMENDED:
-        choice = recommendation(protocol)
+        choice = recommendation(protocol, digits)
         loss, preset = choice.loss, preset or choice.preset
         chosen = {**choice.options, "scores": ",".join(choice.scores)}
     preset = preset or "thesis"
@@ -215,14 +221,16 @@ def refuse_unknown(
         )
 
 
-def listing(protocol: str, loss: str, preset: str | None = None) -> str:
+def listing(
+    protocol: str, loss: str, preset: str | None = None, *, digits: str | None = None
+) -> str:
     """The options as a text table, one a line below the name of each group."""
-    found = options_of(protocol, loss, preset)
+    found = options_of(protocol, loss, preset, digits=digits)
     everything = [option for options in found.values() for option in options]
     name_width = max(len(option.name) for option in everything)
     kind_width = max(len(option.kind.text) for option in everything)
-    source = " (EMNIST's digits; MNIST's have their own)"
-    named = loss + source * (loss == RECOMMENDED and protocol in RECOMMENDATIONS_WITH_MNIST)
+    differs = loss == RECOMMENDED and protocol in RECOMMENDATIONS_WITH_MNIST
+    named = f"{loss} ({(digits or 'emnist').upper()}'s digits)" if differs else loss
     lines = [
         f'options of {protocol} with {named}: OPTIONS="name=value ...", or --option name=value'
     ]

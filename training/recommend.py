@@ -226,8 +226,8 @@ def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     that of its best score, mean over the seeds. The standard error is that of the paired difference, over seeds (from two
     on) or over classes, whichever is larger; where there is neither, the best is taken. Of candidates the one with fewer
     options is simpler, then the earlier; of scores the earlier in ``ALL_SCORES``. All that lie within it are named, the
-    simplest first: what else would do. The choice is provisional with a single seed, and where an interval of the
-    difference between the best two candidates includes 0.
+    simplest first: what else would do. The choice is provisional with a single seed or candidate, and where an interval of
+    the difference between the best two candidates includes 0.
 
     Raises:
         ValueError: every candidate diverged with some seed.
@@ -272,7 +272,9 @@ def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     reasons = []
     if len({row["seed"] for row in rows}) < 2:
         reasons.append("one seed")
-    if compared is not None and not compared["separable"]:
+    if compared is None:
+        reasons.append("a single candidate")
+    elif not compared["separable"]:
         reasons.append("the best two candidates cannot be told apart")
     return {
         "loss": arms[name]["loss"],

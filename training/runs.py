@@ -37,6 +37,8 @@ PRETRAINING_NOTES = "pretraining_notes"  # of a checkpoint
 # Mean and standard deviation of pixels in [0, 1]: the ImageNet training set's, and round numbers for characters.
 CHANNEL_STATISTICS = {"RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "L": ((0.5,), (0.5,))}
 
+PUBLISHED_DIGITS = "mnist"  # the author's; the thesis' text names EMNIST's
+
 _NETWORK_OPTIONS = ("activation", "feature_bias")
 # Where a run lies and how fast it goes do not change what is trained: they may change when a run is resumed, and stay out
 # of the name's digest.
@@ -280,8 +282,8 @@ def make_config(
     """
     free = dict(options or {})
     if loss == RECOMMENDED:
-        published = "mnist" if free.get("as_published") else None
-        choice = recommendation(protocol, free.get("digits", published))
+        source = PUBLISHED_DIGITS if free.get("as_published") else None
+        choice = recommendation(protocol, free.get("digits", source))
         loss, preset = choice.loss, preset or choice.preset
         free = {**choice.options, "scores": list(choice.scores), **free}
     preset = preset or "thesis"
@@ -299,7 +301,7 @@ def make_config(
         if characters:
             free = {
                 "activation": "none",
-                **({} if protocol == "glyphs" else {"digits": "mnist"}),
+                **({} if protocol == "glyphs" else {"digits": PUBLISHED_DIGITS}),
                 **free,
             }
     training = replace(

@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
         from training.options import listing
 
         protocol, loss = arguments.protocol or "glyphs", arguments.loss or "cos_eos"
-        print(listing(protocol, loss, arguments.preset))
+        print(listing(protocol, loss, arguments.preset, digits=arguments.digits))
         return 0
     missing = [f"--{name}" for name in ("protocol", "loss") if getattr(arguments, name) is None]
     if missing:

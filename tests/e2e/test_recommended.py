@@ -17,11 +17,13 @@ from training.recommendations import recommendation
 from training.runs import Run
 
 
-@pytest.mark.parametrize("protocol", ["glyphs", "toy"])
+@pytest.mark.parametrize(
+    ("protocol", "digits"), [("glyphs", None), ("toy", "emnist"), ("toy", "mnist")]
+)
 def test_recommended_goes_from_training_to_an_archive_with_its_score(
-    tmp_path: Path, protocol: str
+    tmp_path: Path, protocol: str, digits: str | None
 ) -> None:
-    chosen = recommendation(protocol)
+    chosen = recommendation(protocol, digits)
     words = [
         "--protocol",
         protocol,
@@ -34,12 +36,13 @@ def test_recommended_goes_from_training_to_an_archive_with_its_score(
         "--quiet",
     ]
     data = str(emnist_files(tmp_path / "data"))
-    more = {"glyphs": ["-o", "size=small"], "toy": ["--data", data, "--digits", "emnist"]}[protocol]
+    more = ["-o", "size=small"] if digits is None else ["--data", data, "--digits", digits]
     assert train.main([*words, *more, "--runs", str(tmp_path / "runs")]) == 0
     [folder] = (tmp_path / "runs").iterdir()
     config = Run(folder).config
     assert (config.loss, config.preset) == (chosen.loss, chosen.preset)
     assert config.training.turned_negatives == chosen.options.get("turned_negatives", 0.0)
+    assert config.scores == list(chosen.scores)
     assert export.main(["--run", str(folder), "--fpr", "0.5"]) == 0
     artifact = Run(folder).artifact
     store = tmp_path / "store"

@@ -146,10 +146,14 @@ def test_fewer_seeds_than_three_stand_with_the_command_for_the_others() -> None:
 def test_of_several_scores_the_one_counts_that_is_best_on_the_validations_negatives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    several = SimpleNamespace(scores=("softmax", "logit", "energy"))
-    monkeypatch.setattr("training.grid_aims.recommendation", lambda *_: several)
+    scores = {("toy", "mnist"): ("softmax", "logit", "energy"), ("toy", "emnist"): ("energy",)}
+    monkeypatch.setattr(
+        "training.grid_aims.recommendation", lambda *which: SimpleNamespace(scores=scores[which])
+    )
     entry: Any = Judged("cos_bg", {"softmax": 0.4, "logit": 0.6, "energy": 0.5})
     assert recommended_score(entry) == "logit"
+    entry = Judged("cos_bg", {"softmax": 0.4, "logit": 0.6, "energy": 0.5}, digits="emnist")
+    assert recommended_score(entry) == "energy"
 
 
 def test_protocols_but_toy_have_no_aims() -> None:

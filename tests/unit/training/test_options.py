@@ -14,6 +14,7 @@ from training.losses import LOSSES, build_loss
 from training.losses.scales import MARGIN_AWARE
 from training.options import listing, options_of
 from training.protocols import PROTOCOLS
+from training.recommendations import recommendation
 from training.runs import TrainConfig, make_config
 from training.train import main, parse_option
 
@@ -184,7 +185,11 @@ def test_presets_and_recommendation_set_the_defaults_that_are_listed() -> None:
         scores = make_config(protocol, "recommended", device="cpu").scores
         assert defaults(protocol, "recommended", "run")["scores"] == ",".join(scores or [])
     assert re.search(r"scores .* default softmax$", listing("folders", "recommended"), re.MULTILINE)
-    assert "with recommended (EMNIST's digits; MNIST's have their own): " in listing(
-        "toy", "recommended"
-    )
+    for digits, source in ((None, "EMNIST"), ("emnist", "EMNIST"), ("mnist", "MNIST")):
+        text = listing("toy", "recommended", digits=digits)
+        assert f"with recommended ({source}'s digits): " in text
+        choice = recommendation("toy", digits)
+        assert re.search(rf"scores .* default {choice.scores[0]}$", text, re.MULTILINE)
+        width = choice.options.get("feature_dim", 10)
+        assert re.search(rf"feature_dim .* default {width}$", text, re.MULTILINE)
     assert "digits" not in listing("toy", "os").splitlines()[0]

@@ -31,7 +31,7 @@ from training.recommendations import (
     recommendation,
 )
 from training.runs import Run, TrainConfig, make_config
-from training.train import build_parser
+from training.train import _tell_recommended, build_parser
 
 ROOT = Path(__file__).parents[3]
 
@@ -154,14 +154,14 @@ def test_simpler_candidate_wins_within_a_standard_error_of_the_best() -> None:
 
 
 def test_all_within_a_standard_error_are_named_the_simplest_first() -> None:
-    # Behind the first one's softmax score are its energy by .06 and -.04 and the other candidate by .10 and -.01.
-    found = of_two({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.71}, energy=0.74)
-    assert found["within_one_standard_error"] == {
-        "plain": ["softmax"],
-        "turned": ["softmax", "energy"],
-    }
-    found = of_two({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.6001})
-    assert found["within_one_standard_error"] == {"turned": ["softmax"]}
+    # The first one's energy leads its softmax score by .06 and -.04 and the other candidate by .16 and .05, or .02 and -.02.
+    def names(plain: dict[int, float]) -> list[tuple[str, list[str]]]:
+        found = of_two({1: 0.8, 2: 0.7}, plain, energy=0.76)
+        return list(found["within_one_standard_error"].items())
+
+    turned = ("turned", ["softmax", "energy"])
+    assert names({1: 0.6, 2: 0.71}) == [turned]
+    assert names({1: 0.74, 2: 0.78}) == [("plain", ["softmax"]), turned]
 
 
 @pytest.mark.parametrize(("arms", "chosen"), [("ab", "a"), ("ba", "b")])
@@ -234,7 +234,9 @@ def test_rule_chooses_by_the_rows_of_toy_what_the_documentation_says(
     assert (chosen["options"], chosen["score"]) == (options, "softmax")
 
 
-def test_digits_of_mnist_have_their_own_recommendation_where_their_evidence_says_so() -> None:
+def test_digits_of_mnist_have_their_own_recommendation_where_their_evidence_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     assert RECOMMENDATIONS_WITH_MNIST
     for protocol, choice in RECOMMENDATIONS_WITH_MNIST.items():
         assert choice == recommendation(protocol, "mnist") != recommendation(protocol)
@@ -250,14 +252,19 @@ def test_digits_of_mnist_have_their_own_recommendation_where_their_evidence_says
             chosen["provisional"],
         )
         # What is published was trained with MNIST's digits.
-        for options in ({"digits": "mnist"}, {"as_published": True}):
-            assert (
-                make_config(protocol, "recommended", device="cpu", options=options).loss
-                == choice.loss
-            )
-        options = {"as_published": True, "digits": "emnist"}
-        config = make_config(protocol, "recommended", device="cpu", options=options)
-        assert config.loss == recommendation(protocol).loss
+        for expected, options in (
+            (choice, {"digits": "mnist"}),
+            (choice, {"as_published": True}),
+            (recommendation(protocol), {"as_published": True, "digits": "emnist"}),
+        ):
+            config = make_config(protocol, "recommended", device="cpu", options=options)
+            assert (config.loss, config.scores) == (expected.loss, list(expected.scores))
+            # What the log says of it.
+            caplog.clear()
+            with caplog.at_level("INFO"):
+                _tell_recommended(config)
+            assert f"options {expected.options}" in caplog.text
+            assert expected.evidence in caplog.text
     assert recommendation("p1", "mnist") == recommendation("p1")
 
 
@@ -270,8 +277,9 @@ def test_scale_is_swept_over_both_margin_aware_bounds() -> None:
 
 def test_evidence_of_a_single_seed_is_provisional() -> None:
     alone, twice = compared({}, softmax=0.8), compared({}, seeds=2, softmax=0.8)
-    assert (alone["provisional"], alone["why_provisional"]) == (True, ["one seed"])
-    assert (twice["provisional"], twice["why_provisional"]) == (False, [])
+    reasons = ["one seed", "a single candidate"]
+    assert (alone["provisional"], alone["why_provisional"]) == (True, reasons)
+    assert (twice["provisional"], twice["why_provisional"]) == (True, reasons[1:])
     without_intervals = of_two({1: 0.9}, {1: 0.5})
     assert len(without_intervals["why_provisional"]) == 2
 
@@ -344,7 +352,9 @@ def test_unreached_rate_and_divergence_cost_the_choice() -> None:
     rows = [row_of("a", 1, softmax=None), row_of("b", 1, energy=0.2)]
     assert recommend.choose(rows)["loss"] == "b"
     diverged = row_of("b", 2) | {"diverged": "nan"}
-    assert recommend.choose([*rows, row_of("a", 2), diverged])["loss"] == "a"
+    chosen = recommend.choose([*rows, row_of("a", 2), diverged])
+    assert chosen["loss"] == "a"
+    assert list(chosen["within_one_standard_error"]) == ["a"]
     with pytest.raises(ValueError, match="nothing to recommend"):
         recommend.choose([diverged])
 
@@ -455,6 +465,7 @@ def test_recommendation_is_what_its_evidence_chose(protocol: str) -> None:
         chosen["options"],
     )
     assert list(choice.scores) == [chosen["score"]]
+    assert choice.provisional or not chosen["provisional"]
 
 
 @pytest.mark.parametrize(
