@@ -22,7 +22,7 @@ from training import figures
 from training.contact_sheet import SHEET
 from training.durable import replacing
 from training.evaluation import SCORES_FILE
-from training.grid_results import Entry, Model, Setting, option_text, options_text
+from training.grid_results import Entry, Model, Setting, option_text
 from training.grid_summaries import FPR_GRID, GROUP_LABELS
 from training.protocols import get_protocol
 from training.published import TARGETS, published_value
@@ -72,14 +72,10 @@ def slug(setting: Setting) -> str:
     return "-".join(part for part in parts if part)
 
 
-def full_name(entry: Entry) -> str:
-    """Loss and all its options; unlike its label the same in whatever company it is shown."""
-    return entry.loss + (f" ({options_text(entry.options)})" if entry.options else "")
-
-
 def key_of(entry: Entry, kind: str) -> str:
     """File name, without its ending, of a picture of this entry alone."""
-    name = "".join(c if c.isalnum() or c in "_=." else "-" for c in full_name(entry)).strip("-")
+    label = entry.full_label
+    name = "".join(c if c.isalnum() or c in "_=." else "-" for c in label).strip("-")
     return f"{slug(entry.setting)}-{name}-{kind}"
 
 

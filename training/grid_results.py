@@ -258,6 +258,11 @@ class Entry:
         return self.loss + (f" ({options})" if options else "")
 
     @property
+    def full_label(self) -> str:
+        """Loss and all its options; unlike its label the same in whatever company it is shown."""
+        return self.loss + (f" ({options_text(self.options)})" if self.options else "")
+
+    @property
     def shared_text(self) -> str:
         """The options that all in its table have."""
         return options_text({k: v for k, v in self.options.items() if k in self.shared})
@@ -304,6 +309,12 @@ class Entry:
         """Mean over seeds; None unless all of them reach it: the others would flatter it."""
         values = self.values(column, group=group, score=score)
         return float(np.mean(values)) if values and len(values) == len(self.models) else None
+
+    def at_zero_fpr(self, *, group: str = "unknowns", score: str = "softmax") -> list[float] | None:
+        """CCR of each seed with no foreign image accepted; None where one diverged or has no such row."""
+        rows = [model.rows.get((group, score)) for model in self.sound]
+        values = [row["ccr_at_zero_fpr"] for row in rows if row is not None]
+        return values if values and len(values) == len(self.models) else None
 
     def over_seeds(
         self, column: str, *, group: str = "unknowns", score: str = "softmax"

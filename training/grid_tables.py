@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -438,7 +438,7 @@ def benchmarks_of(entries: Sequence[Entry], entry: Entry) -> list[Entry]:
 
 def difference_table(entries: Sequence[Entry]) -> str:
     """Each loss minus its benchmarks; empty where there is no pair."""
-    return _pair_table(
+    return pair_table(
         [(entry, other) for entry in entries for other in benchmarks_of(entries, entry)]
     )
 
@@ -454,14 +454,18 @@ def option_table(entries: Sequence[Entry]) -> str:
         ]
         if less:
             pairs.append((entry, max(less, key=lambda one: len(one.options))))
-    return _pair_table(pairs)
+    return pair_table(pairs)
 
 
-def _pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> str:
+def pair_table(
+    pairs: Iterable[tuple[Entry, Entry]],
+    name: Callable[[Entry], str] = lambda entry: f"`{entry.label}`",
+) -> str:
+    """First minus second of each pair, softmax scores; empty where there is no pair."""
     lines = []
     for entry, other in pairs:
         cells = [difference_text(difference(entry, other, column)) for column in COLUMNS]
-        lines.append([f"`{entry.label}` − `{other.label}`", *cells])
+        lines.append([f"{name(entry)} − {name(other)}", *cells])
     return table(["difference", *HEADINGS.values()], lines) if lines else ""
 
 
@@ -618,9 +622,8 @@ def zero_table(entries: Sequence[Entry]) -> str:
 
 
 def _zero_text(entry: Entry, group: str, score: str) -> str:
-    rows = [model.rows.get((group, score)) for model in entry.models]
-    values = [row["ccr_at_zero_fpr"] for row in rows if row is not None]
-    if not values or len(values) < len(rows):
+    values = entry.at_zero_fpr(group=group, score=score)
+    if values is None:
         return ""
     spread = f" ({number(min(values))} to {number(max(values))})" if len(values) > 1 else ""
     return number(sum(values) / len(values)) + spread
