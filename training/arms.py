@@ -35,6 +35,12 @@ CURES: dict[str, list[Arm]] = {
         Arm("norm_os (no margin)", "norm_os", {"scale": 17}),
         Arm("arc_os", "arc_os", {"scale": 17}),
         Arm("arc_os, detach_radial", "arc_os", {"scale": 17, "detach_radial": True}),
+        # The published denominator, by which lambda lies farther below its bound.
+        Arm("arc_os, cce_mean=known", "arc_os", {"scale": 17, "cce_mean": "known"}),
+        Arm(
+            "arc_os, known, detach_radial", "arc_os",
+            {"scale": 17, "cce_mean": "known", "detach_radial": True},
+        ),
         Arm(
             "arc_os, lambda above bound", "arc_os", {"scale": 17, "magnitude_weight": "above_bound"}
         ),
