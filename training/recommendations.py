@@ -83,10 +83,10 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
         provisional=True,
     ),
     "toy": Recommendation(
-        "os",
+        "eos",
         "thesis",
         ("softmax",),
-        evidence="docs/results/recommend-toy-os.json",
+        evidence="docs/results/recommend-toy-eos.json",
         provisional=True,
         options={"turned_negatives": 0.875},
     ),
