@@ -695,6 +695,17 @@ def test_conclusion_counts_what_both_intervals_establish(monkeypatch: pytest.Mon
     assert grid_tables.conclusion(found[5:]).startswith("No difference has both intervals yet")
 
 
+def test_what_sees_no_negative_is_compared_with_softmax_alone() -> None:
+    setting = replace(published_setting("toy"), as_published=False)
+    benchmarks = [Entry(setting, loss, {}) for loss in ("softmax", "eos", "os")]
+    composed, mixed = (
+        Entry(setting, "cos_eos", {"composed_negatives": share}) for share in (1, 0.5)
+    )
+    entries = [*benchmarks, composed, mixed]
+    assert grid_tables.benchmarks_of(entries, composed) == benchmarks[:1]
+    assert grid_tables.benchmarks_of(entries, mixed) == benchmarks
+
+
 def test_difference_is_bold_where_both_intervals_exclude_zero() -> None:
     up, down, across = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3)
     assert difference_text(Difference(0.2, up, up)) == "**+.2000** ±.1000 [.100, .300]"
