@@ -12,7 +12,8 @@ from pathlib import Path
 
 from training import grid_experiment, grid_figures, grid_tables
 from training.choices import GRID_RUNS, RESULTS
-from training.grid_aims import aims, aims_table, distance_table
+from training.grid_aim_differences import aim_differences
+from training.grid_aims import aims, aims_table
 from training.grid_results import Entry, Setting, group_rows
 from training.grid_rows import (
     Row,
@@ -321,28 +322,25 @@ def _aims(settings: dict[Setting, list[Entry]], protocol: str) -> list[str]:
     found = aims(settings, protocol)
     if not found:
         return []
-    return [
+    parts = [
         "## Aims",
-        "What this project sets out to reach; full trainings only, means over the seeds that were run. A positive distance: "
-        "the aim is reached. The best of several was taken on these very test images, so that it is flattered. A thesis loss "
-        "was trained under the thesis preset, as the published code has it or as the text defines it; of a loss that has both "
-        "the better one counts, and the better code alone in the lines that say so.",
+        "What this project sets out to reach; full trainings only, means over the seeds that were run. A distance of zero or "
+        "more: the aim is reached. A line without an aim is for information. The best of several was taken on these very test "
+        "images, so that it is flattered. A thesis loss is one under the thesis preset, by the published code or as the text "
+        "defines it; where both were run the better one counts, and in the lines that say so the published code alone.",
         aims_table(found),
-        *_distances(settings, protocol),
     ]
-
-
-def _distances(settings: dict[Setting, list[Entry]], protocol: str) -> list[str]:
-    text = distance_table(settings, protocol)
-    if not text:
-        return []
-    return [
-        "### What the aims are made of",
-        "Each model that an aim is judged by minus the others that were trained in full with the same digits: all by the same "
-        "definition, and with the published code softmax, EOS, OS and the best at each rate of an aim. CCR on unknowns and "
-        "accuracy, softmax scores of both; ± over seeds, in brackets over classes. Bold: both intervals exclude zero.",
-        text,
-    ]
+    if tables := aim_differences(settings, protocol):
+        parts += [
+            "### What the aims are made of",
+            "The models that the aims are judged by minus others that were trained in full with the same digits: all of the same "
+            "preset and definition, and by the published code softmax and the best at each rate of an aim of those that see "
+            "negatives as it does, or see none as it does; for what sees negatives EOS and OS too. CCR on unknowns and accuracy, "
+            "softmax scores where no other is named; ± over seeds, in brackets over classes. Bold: both intervals exclude zero.",
+        ]
+        for digits, text in tables.items():
+            parts += [f"With {digits.upper()}'s digits:", text]
+    return parts
 
 
 def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> list[str]:

@@ -36,7 +36,8 @@ _PASSING_SHOWN = 6
 # With fewer losses, a setting of characters is a trial of these, beside the grid. Photographs cost too much for trials: what
 # is missing there is named from the first loss on, but only those that are worth knowing first.
 _MIN_COMPARED = 3
-_BENCHMARKS = {False: ("softmax",), True: ("softmax", "eos", "os")}
+# What a loss is held against, by whether it sees negatives.
+BENCHMARKS = {False: ("softmax",), True: ("softmax", "eos", "os")}
 
 # Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
 _COMMON_SWITCHES: dict[str, Any] = {"feature_bias": False}
@@ -423,7 +424,7 @@ def benchmarks_of(entries: Sequence[Entry], entry: Entry) -> list[Entry]:
     An option that a benchmark's loss does not have makes no difference: a margin that grows from 0 is compared with EOS,
     which has none. A benchmark is compared with the ones before it alone.
     """
-    names = _BENCHMARKS[entry.sees_negatives]
+    names = BENCHMARKS[entry.sees_negatives]
     if entry.loss in names:
         names = names[: names.index(entry.loss) + bool(entry.options)]
     found = []
@@ -460,12 +461,14 @@ def option_table(entries: Sequence[Entry]) -> str:
 def pair_table(
     pairs: Iterable[tuple[Entry, Entry]],
     name: Callable[[Entry], str] = lambda entry: f"`{entry.label}`",
+    score: Callable[[Entry], str] = lambda _: "softmax",
 ) -> str:
-    """First minus second of each pair, softmax scores; empty where there is no pair."""
+    """First minus second of each pair, each with its score; empty where there is no pair."""
     lines = []
     for entry, other in pairs:
-        cells = [difference_text(difference(entry, other, column)) for column in COLUMNS]
-        lines.append([f"{name(entry)} − {name(other)}", *cells])
+        scores = (score(entry), score(other))
+        found = [difference(entry, other, column, scores=scores) for column in COLUMNS]
+        lines.append([f"{name(entry)} − {name(other)}", *map(difference_text, found)])
     return table(["difference", *HEADINGS.values()], lines) if lines else ""
 
 

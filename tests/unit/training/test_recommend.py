@@ -234,6 +234,23 @@ def test_rule_chooses_by_the_rows_of_toy_what_the_documentation_says(
     assert (chosen["options"], chosen["score"]) == (options, "softmax")
 
 
+@pytest.mark.parametrize(
+    ("protocol", "digits"),
+    [
+        *((protocol, None) for protocol, choice in RECOMMENDATIONS.items() if choice.evidence.endswith(".json")),
+        *((protocol, "mnist") for protocol in RECOMMENDATIONS_WITH_MNIST),
+    ],
+)  # fmt: skip
+def test_recommendation_is_what_the_rule_chose_in_its_evidence(
+    protocol: str, digits: str | None
+) -> None:
+    choice = recommendation(protocol, digits)
+    chosen = json.loads((ROOT / choice.evidence).read_text())["chosen"]
+    assert (choice.loss, choice.preset, choice.options, list(choice.scores), choice.provisional) == (
+        chosen["loss"], chosen["preset"], chosen["options"], [chosen["score"]], chosen["provisional"],
+    )  # fmt: skip
+
+
 def test_digits_of_mnist_have_their_own_recommendation_where_their_evidence_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -243,14 +260,6 @@ def test_digits_of_mnist_have_their_own_recommendation_where_their_evidence_says
         assert recommendation(protocol, "emnist") == recommendation(protocol)
         evidence = json.loads((ROOT / choice.evidence).read_text())
         assert (evidence["protocol"], evidence["digits"]) == (protocol, "mnist")
-        chosen = evidence["chosen"]
-        assert (choice.loss, choice.preset, choice.options) == tuple(
-            chosen[name] for name in ("loss", "preset", "options")
-        )
-        assert (list(choice.scores), choice.provisional) == (
-            [chosen["score"]],
-            chosen["provisional"],
-        )
         # What is published was trained with MNIST's digits.
         for expected, options in (
             (choice, {"digits": "mnist"}),
