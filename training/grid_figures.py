@@ -56,6 +56,7 @@ _TITLES_AS_PUBLISHED = {"hard or soft, with negatives": "hard with negatives, ri
 _COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINES = ("-", "--", "-", "-.", ":", "--", "-.")
 _DPI = 120
+_LONG_NAME = 30  # of a curve; longer ones would cover the curves
 _LETTERS_AN_INCH = 12  # of a title
 _MAX_ANGLE_PANELS = 24
 _DIGIT_COLUMNS = 4
@@ -225,6 +226,20 @@ def _finish_oscr(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set(xscale="log", xlim=(8e-5, 1.4), ylim=(floor, 1.0 + 0.02 * (1 - floor)))
 
 
+def _put_legend(axes: Axes) -> None:
+    """Inside where the curves leave room; below where its names are long, since it would cover them."""
+    names = axes.get_legend_handles_labels()[1]
+    is_long = max(map(len, names), default=0) > _LONG_NAME
+    place = {"loc": "upper left", "bbox_to_anchor": (0, -0.2)} if is_long else {"loc": "best"}
+    axes.legend(fontsize=7, **place)
+
+
+def _room_for_legend(entries: Iterable[Entry]) -> float:
+    """Height, inches, of a panel's legend below it; 0 where it lies inside."""
+    names = [entry.label for entry in entries]
+    return 0.14 * len(names) + 0.1 if max(map(len, names)) > _LONG_NAME else 0.0
+
+
 def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     """What belongs into one panel: the comparisons, for each set of options; a loss with all its options; the rest.
 
@@ -274,7 +289,8 @@ def _is_shown_by_another(title: str, compared: dict[str, list[Entry]]) -> bool:
 def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure | None:
     """One row a comparison, one column a foreign group; bands: least and largest over seeds."""
     compared = panels(entries)
-    figure = Figure(figsize=(8.6, 2.9 * len(compared) + 0.5), layout="constrained")
+    height = sum(2.9 + _room_for_legend(chosen) for _, chosen in compared) + 0.5
+    figure = Figure(figsize=(8.6, height), layout="constrained")
     grid = figure.subplots(len(compared), 2, squeeze=False)
     empty = True
     for row, (title, chosen) in zip(grid, compared, strict=True):
@@ -291,7 +307,7 @@ def draw_oscr(setting: Setting, entries: Sequence[Entry], score: str) -> Figure 
             empty = False
             _finish_oscr(axes, curves)
             axes.set(xlabel=f"FPR on {group}", ylabel="CCR", title=title)
-            axes.legend(fontsize=7, loc="best")
+            _put_legend(axes)
     _set_title(figure, f"{score} thresholds · {setting.title}")
     return None if empty else figure
 
@@ -301,7 +317,9 @@ def draw_thresholds(setting: Setting, entries: Sequence[Entry]) -> Figure | None
     compared = panels(entries)
     columns = min(3, len(compared))
     rows = math.ceil(len(compared) / columns)
-    figure = Figure(figsize=(3.9 * columns, 3.1 * rows + 0.5), layout="constrained")
+    rooms = [_room_for_legend(chosen) for _, chosen in compared]
+    height = sum(3.1 + max(rooms[row * columns : (row + 1) * columns]) for row in range(rows)) + 0.5
+    figure = Figure(figsize=(3.9 * columns, height), layout="constrained")
     axes_list = figure.subplots(rows, columns, squeeze=False).ravel()
     empty = True
     for axes, (title, chosen) in zip(axes_list, compared, strict=False):
@@ -317,7 +335,7 @@ def draw_thresholds(setting: Setting, entries: Sequence[Entry]) -> Figure | None
             empty = False
             _finish_oscr(axes, curves)
             axes.set(xlabel="FPR on unknowns", ylabel="CCR", title=title)
-            axes.legend(fontsize=7, loc="best")
+            _put_legend(axes)
     for axes in axes_list[len(compared) :]:
         axes.set_axis_off()
     _set_title(figure, f"solid: softmax, dashed: logit thresholds · {setting.title}")

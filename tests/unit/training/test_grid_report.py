@@ -698,6 +698,34 @@ def test_conclusion_counts_what_both_intervals_establish(monkeypatch: pytest.Mon
     assert grid_tables.conclusion(found[5:]).startswith("No difference has both intervals yet")
 
 
+@pytest.mark.parametrize("draw", ["oscr", "thresholds"])
+@pytest.mark.parametrize("is_long", [True, False])
+def test_legend_lies_below_its_panel_where_long_names_would_cover_the_curves(
+    tmp_path: Path, draw: str, is_long: bool
+) -> None:
+    more = {"turned_negatives": 0.875, "feature_dim": 512} if is_long else {"feature_dim": 512}
+    rows = []
+    for options in ({}, more):
+        plain = {"as_published": False, **options}
+        [cell] = plan("toy", losses=["cos_eos"], seeds=1, digits=["mnist"], options=plain)
+        rows += stored_rows(finished_run(tmp_path / "runs", cell))
+    [(setting, entries)] = group_rows(rows, tmp_path / "runs", tmp_path).items()
+    figure = (
+        grid_figures.draw_oscr(setting, entries, "softmax")
+        if draw == "oscr"
+        else grid_figures.draw_thresholds(setting, entries)
+    )
+    assert figure is not None
+    figure.savefig(tmp_path / "figure.png")
+    shown = [axes for axes in figure.axes if axes.get_legend() is not None]
+    assert shown
+    for axes in shown:
+        legend, curves = axes.get_legend().get_window_extent(), axes.get_window_extent()
+        assert (legend.y1 < axes.xaxis.label.get_window_extent().y0) == is_long
+        assert legend.overlaps(curves) != is_long
+        assert legend.y0 >= 0
+
+
 def test_what_sees_no_negative_is_compared_with_softmax_alone() -> None:
     setting = replace(published_setting("toy"), as_published=False)
     benchmarks = [Entry(setting, loss, {}) for loss in ("softmax", "eos", "os")]
