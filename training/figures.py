@@ -26,6 +26,8 @@ COLORS = {"known": "#0072B2", "negative": "#E69F00", "unknown": "#000000"}
 _LINES = {"known": "-", "negative": "-", "unknown": ":"}
 # Ten colors chosen for color vision deficiency (Petroff 2021); classes carry their name in the figure as well.
 _CLASS_COLORS = "petroff10"
+_FOREIGN_DOTS = {NEGATIVE: "#8c8c8c", UNKNOWN: "black"}
+_DOTS: dict[str, Any] = {"s": 3, "alpha": 0.5, "linewidths": 0}
 _SCORE_STYLE = {"softmax": ("#0072B2", "-"), "logit": ("#009E73", "--")}
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -147,30 +149,45 @@ def draw_features(scored: Scored, config: TrainConfig) -> Figure:
     """Four panels of two-dimensional features: knowns; with negatives; with unknowns; directions with centers."""
     figure = Figure(figsize=(8.4, 8.8), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
+    foreign = {"knowns": None, "with negatives": NEGATIVE, "with unknowns": UNKNOWN}
+    for axes, (title, label) in zip(panels[:3], foreign.items(), strict=True):
+        feature_panel(axes, scored, config, foreign=label)
+        axes.set_title(title)
     known = is_known(scored.labels)
-    palette = mpl.color_sequences[_CLASS_COLORS]
-    classes = [palette[label % len(palette)] for label in scored.labels[known]]
-    features = scored.features
-    lengths = np.linalg.norm(features[known], axis=1, keepdims=True).clip(1e-12)
-    unit = scored.centers / np.linalg.norm(scored.centers, axis=1, keepdims=True).clip(1e-12)
-    # Some features lie far out; the panels show all but the outermost thousandth, at one common scale.
-    reach = 1.15 * float(np.quantile(np.abs(features), 0.999)) or 1.0
-    dots: dict[str, Any] = {"s": 3, "alpha": 0.5, "linewidths": 0}
-    foreign = {"with negatives": (NEGATIVE, "#8c8c8c"), "with unknowns": (UNKNOWN, "black")}
-    for axes, title in zip(panels[:3], ("knowns", *foreign), strict=True):
-        axes.scatter(*features[known].T, c=classes, **dots)
-        if title in foreign:
-            label, color = foreign[title]
-            axes.scatter(*features[scored.labels == label].T, color=color, **dots)
-        axes.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-        _name_classes(axes, 0.93 * reach * unit, config)
-    panels[3].scatter(*(features[known] / lengths).T, c=classes, **dots)
-    for number, center in enumerate(unit):
-        panels[3].plot([0, center[0]], [0, center[1]], color=palette[number % len(palette)])
+    lengths = np.linalg.norm(scored.features[known], axis=1, keepdims=True).clip(1e-12)
+    unit = _unit_centers(scored)
+    panels[3].scatter(
+        *(scored.features[known] / lengths).T, c=_class_colors(scored.labels[known]), **_DOTS
+    )
+    for center, color in zip(unit, _class_colors(np.arange(len(unit))), strict=True):
+        panels[3].plot([0, center[0]], [0, center[1]], color=color)
     panels[3].set(title="directions of knowns; lines: centers", aspect="equal")
     panels[3].set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
     _name_classes(panels[3], 1.14 * unit, config)
     return figure
+
+
+def feature_panel(axes: Axes, scored: Scored, config: TrainConfig, *, foreign: int | None) -> None:
+    """Two-dimensional features of knowns, coloured by class, and on them of NEGATIVE (grey) or UNKNOWN (black) samples."""
+    features = scored.features
+    known = is_known(scored.labels)
+    axes.scatter(*features[known].T, c=_class_colors(scored.labels[known]), **_DOTS)
+    if foreign is not None:
+        color = _FOREIGN_DOTS[foreign]
+        axes.scatter(*features[scored.labels == foreign].T, color=color, **_DOTS)
+    # Some features lie far out; all but the outermost thousandth are shown, at one scale in all panels of a model.
+    reach = 1.15 * float(np.quantile(np.abs(features), 0.999)) or 1.0
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    _name_classes(axes, 0.93 * reach * _unit_centers(scored), config)
+
+
+def _unit_centers(scored: Scored) -> NDArray[np.floating[Any]]:
+    return scored.centers / np.linalg.norm(scored.centers, axis=1, keepdims=True).clip(1e-12)
+
+
+def _class_colors(labels: NDArray[np.integer[Any]]) -> list[Any]:
+    palette = mpl.color_sequences[_CLASS_COLORS]
+    return [palette[label % len(palette)] for label in labels]
 
 
 def _name_classes(axes: Axes, positions: NDArray[np.floating[Any]], config: TrainConfig) -> None:

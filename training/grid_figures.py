@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from openset.labels import NEGATIVE, UNKNOWN
 from training import figures
 from training.contact_sheet import SHEET
 from training.durable import replacing
@@ -139,6 +140,11 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
                 for entry in sound:
                     is_here = {entry.sound[0].run: _has_scores(entry)}
                     keep(key_of(entry, "features"), partial(_draw_features, entry), is_here)
+                drawable = {entry.sound[0].run: _has_scores(entry) for entry in sound}
+                if len(sound) > 1:
+                    keep(
+                        f"{name}-features", partial(draw_feature_overview, setting, sound), drawable
+                    )
         for first, second in digit_twins(settings):
             twins = _digit_pairs(settings[first], settings[second])
             pairs = [pair for pair in twins[:_DIGIT_COLUMNS] if all(map(_with_angles, pair))]
@@ -481,6 +487,29 @@ def _draw_features(entry: Entry) -> Figure:
     scored = Scored.load(model.folder / SCORES_FILE)
     figure = figures.draw_features(scored, Run(model.folder).config)
     _set_title(figure, f"{entry.label} · {entry.setting.title}")
+    return figure
+
+
+def draw_feature_overview(setting: Setting, entries: Sequence[Entry]) -> Figure:
+    """Features of all losses side by side: two panels a loss, the knowns with the negatives and with the unknowns."""
+    here = [entry for entry in entries if _has_scores(entry)]
+    columns = min(4, len(here))
+    blocks = math.ceil(len(here) / columns)
+    figure = Figure(figsize=(3.1 * columns, 6.1 * blocks + 0.4), layout="constrained")
+    grid = figure.subplots(2 * blocks, columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for number, entry in enumerate(here):
+        block, column = divmod(number, columns)
+        run = Run(next(model for model in entry.models if model.has_scores).folder)
+        scored = Scored.load(run.folder / SCORES_FILE)
+        for row, foreign in enumerate((NEGATIVE, UNKNOWN)):
+            axes = grid[2 * block + row][column]
+            axes.set_axis_on()
+            axes.tick_params(labelsize=6)
+            figures.feature_panel(axes, scored, run.config, foreign=foreign)
+        grid[2 * block][column].set_title(entry.label, fontsize=9)
+    _set_title(figure, f"gray: negatives (above), black: unknowns (below) · {setting.title}")
     return figure
 
 

@@ -1095,21 +1095,29 @@ def test_a_panel_that_compares_nothing_of_its_own_is_left_out(tmp_path: Path) ->
     assert [title for title, _ in grid_figures.panels(alike)] == ["Margin-OS"]
 
 
+def colored_pixels(file: Path) -> int:
+    """Text, axes and foreign samples are grey, knowns are not."""
+    with Image.open(file) as picture:
+        return int((np.ptp(np.asarray(picture.convert("RGB")).astype(int), axis=2) > 60).sum())
+
+
 def test_features_of_two_dimensions_are_drawn_and_shown(tmp_path: Path) -> None:
-    [cell] = plan("toy_vis", losses=["eos"], seeds=1, digits=["mnist"])
-    of_ten = scored(5.0, cell.seed)
+    cells = plan("toy_vis", losses=["eos", "os"], seeds=1, digits=["mnist"])
     angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
-    flat = replace(
-        of_ten, features=of_ten.features[:, :2], centers=np.c_[np.cos(angles), np.sin(angles)].astype(np.float32)
-    )  # fmt: skip
-    finished_run(tmp_path / "runs", cell, sample=flat)
-    target = grid_pages.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
-    assert target is not None
-    shown = section(target.read_text(), "## Deep features")
-    [name] = re.findall(r"!\[eos, .*\]\((.*-eos-features.png)\)", shown)
-    with Image.open(target.parent / name) as picture:
-        colored = np.ptp(np.asarray(picture.convert("RGB")).astype(int), axis=2) > 60
-    assert colored.sum() > 1000  # text and axes are grey, knowns are not
+    centers = np.c_[np.cos(angles), np.sin(angles)].astype(np.float32)
+    for others, cell in enumerate(cells):
+        of_ten = scored(5.0, cell.seed)
+        flat = replace(of_ten, features=of_ten.features[:, :2], centers=centers)
+        finished_run(tmp_path / "runs", cell, sample=flat)
+        target = grid_pages.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
+        assert target is not None
+        shown = section(target.read_text(), "## Deep features")
+        # Side by side as soon as there are two.
+        together = re.findall(r"!\[features of all losses, .*\]\((.*e15-features.png)\)", shown)
+        assert len(together) == others
+    [alone] = re.findall(r"!\[eos, .*\]\((.*-eos-features.png)\)", shown)
+    for name in (alone, *together):
+        assert colored_pixels(target.parent / name) > 1000
 
 
 def test_setting_whose_models_all_diverged_is_reported(tmp_path: Path, two_losses: Path) -> None:
