@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from training.protocols import PROTOCOLS
-
 RECOMMENDED = "recommended"
 
 
@@ -36,20 +34,8 @@ class Recommendation:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-# Without evidence an entry is an argument: a hard head has no lambda to set and no magnitude to collapse, and the entropic
-# loss uses the negatives that are there. Published figures are on unknown test classes and may not choose.
-_UNMEASURED = "none yet; make recommend PROTOCOL={}"
-
+# Published figures are on unknown test classes and may not choose.
 RECOMMENDATIONS: dict[str, Recommendation] = {
-    protocol: Recommendation(
-        "cos_eos",
-        "modern",
-        ("softmax",),
-        evidence=_UNMEASURED.format(protocol),
-        provisional=True,
-    )
-    for protocol in PROTOCOLS
-} | {
     "glyphs": Recommendation(
         "cos_eos",
         "modern",
@@ -72,7 +58,15 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
         "os",
         "modern",
         ("softmax",),
-        evidence=_UNMEASURED.format("p2"),
+        evidence="none yet; make recommend PROTOCOL=p2",
+        provisional=True,
+    ),
+    # A tree of photographs; other trees are not it.
+    "folders": Recommendation(
+        "eos",
+        "modern",
+        ("softmax",),
+        evidence="docs/results/recommend-folders.json",
         provisional=True,
     ),
     "toy_vis": Recommendation(

