@@ -168,7 +168,7 @@ def draw_features(scored: Scored, config: TrainConfig) -> Figure:
 
 
 def feature_panel(axes: Axes, scored: Scored, config: TrainConfig, *, foreign: int | None) -> None:
-    """Two-dimensional features of knowns, coloured by class, and on them of NEGATIVE (grey) or UNKNOWN (black) samples."""
+    """Two-dimensional features of knowns, colored by class, and on them of NEGATIVE (gray) or UNKNOWN (black) samples."""
     features = scored.features
     known = is_known(scored.labels)
     axes.scatter(*features[known].T, c=_class_colors(scored.labels[known]), **_DOTS)

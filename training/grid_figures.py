@@ -27,7 +27,7 @@ from training.grid_results import Entry, Model, Setting, option_text
 from training.grid_summaries import FPR_GRID, GROUP_LABELS
 from training.protocols import get_protocol
 from training.published import TARGETS, published_value
-from training.runs import Run
+from training.runs import Run, TrainConfig
 from training.scoring import Scored
 
 CAPTIONS = {
@@ -138,13 +138,11 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
                 (folder / f"{name}-angles-more.png").unlink(missing_ok=True)
             if protocol == "toy_vis":
                 for entry in sound:
-                    is_here = {entry.sound[0].run: _has_scores(entry)}
-                    keep(key_of(entry, "features"), partial(_draw_features, entry), is_here)
-                drawable = {entry.sound[0].run: _has_scores(entry) for entry in sound}
+                    of_one = _scores_here([entry])
+                    keep(key_of(entry, "features"), partial(_draw_features, entry), of_one)
                 if len(sound) > 1:
-                    keep(
-                        f"{name}-features", partial(draw_feature_overview, setting, sound), drawable
-                    )
+                    draw = partial(draw_feature_overview, setting, sound)
+                    keep(f"{name}-features", draw, _scores_here(sound))
         for first, second in digit_twins(settings):
             twins = _digit_pairs(settings[first], settings[second])
             pairs = [pair for pair in twins[:_DIGIT_COLUMNS] if all(map(_with_angles, pair))]
@@ -169,8 +167,9 @@ def _summarized(entries: Iterable[Entry]) -> dict[str, bool]:
     return {model.run: model.summary is not None for entry in entries for model in entry.sound}
 
 
-def _has_scores(entry: Entry) -> bool:
-    return any(model.has_scores for model in entry.models)
+def _scores_here(entries: Iterable[Entry]) -> dict[str, bool]:
+    """The first seed of each entry, and whether its scores are here."""
+    return {entry.sound[0].run: entry.sound[0].has_scores for entry in entries}
 
 
 def _with_angles(entry: Entry) -> Model | None:
@@ -483,16 +482,14 @@ def _draw_angles_of(axes: Axes, entry: Entry, title: str) -> None:
 
 
 def _draw_features(entry: Entry) -> Figure:
-    model = next(model for model in entry.models if model.has_scores)
-    scored = Scored.load(model.folder / SCORES_FILE)
-    figure = figures.draw_features(scored, Run(model.folder).config)
+    figure = figures.draw_features(*_first_seed(entry))
     _set_title(figure, f"{entry.label} · {entry.setting.title}")
     return figure
 
 
 def draw_feature_overview(setting: Setting, entries: Sequence[Entry]) -> Figure:
     """Features of all losses side by side: two panels a loss, the knowns with the negatives and with the unknowns."""
-    here = [entry for entry in entries if _has_scores(entry)]
+    here = [entry for entry in entries if entry.sound[0].has_scores]
     columns = min(4, len(here))
     blocks = math.ceil(len(here) / columns)
     figure = Figure(figsize=(3.1 * columns, 6.1 * blocks + 0.4), layout="constrained")
@@ -501,16 +498,20 @@ def draw_feature_overview(setting: Setting, entries: Sequence[Entry]) -> Figure:
         axes.set_axis_off()
     for number, entry in enumerate(here):
         block, column = divmod(number, columns)
-        run = Run(next(model for model in entry.models if model.has_scores).folder)
-        scored = Scored.load(run.folder / SCORES_FILE)
+        scored, config = _first_seed(entry)
         for row, foreign in enumerate((NEGATIVE, UNKNOWN)):
             axes = grid[2 * block + row][column]
             axes.set_axis_on()
             axes.tick_params(labelsize=6)
-            figures.feature_panel(axes, scored, run.config, foreign=foreign)
+            figures.feature_panel(axes, scored, config, foreign=foreign)
         grid[2 * block][column].set_title(entry.label, fontsize=9)
     _set_title(figure, f"gray: negatives (above), black: unknowns (below) · {setting.title}")
     return figure
+
+
+def _first_seed(entry: Entry) -> tuple[Scored, TrainConfig]:
+    folder = entry.sound[0].folder
+    return Scored.load(folder / SCORES_FILE), Run(folder).config
 
 
 def copy_sheets(settings: dict[Setting, list[Entry]], folder: Path) -> dict[str, str]:

@@ -414,7 +414,6 @@ def _pictures_of_entries(
             if (path := figures.get(grid_figures.key_of(entry, kind)))
         ]
         if overview := figures.get(f"{grid_figures.slug(setting)}-{kind}"):
-            caption = f"features of all losses, {setting.title}"
-            shown = [f"![{caption}]({overview})", *shown]
+            shown = [f"![{kind} of all losses, {setting.title}]({overview})", *shown]
         parts += [f"### {setting.title}", *shown] if shown else []
     return parts

@@ -34,7 +34,7 @@ class Recommendation:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-# Published figures are on unknown test classes and may not choose.
+# Published figures are on unknown test classes and may not choose what is recommended.
 RECOMMENDATIONS: dict[str, Recommendation] = {
     "glyphs": Recommendation(
         "cos_eos",
@@ -61,7 +61,7 @@ RECOMMENDATIONS: dict[str, Recommendation] = {
         evidence="none yet; make recommend PROTOCOL=p2",
         provisional=True,
     ),
-    # A tree of photographs; other trees are not it.
+    # The first of three that cannot be told apart on one tree of photographs; another tree may choose otherwise.
     "folders": Recommendation(
         "eos",
         "modern",

@@ -1096,7 +1096,7 @@ def test_a_panel_that_compares_nothing_of_its_own_is_left_out(tmp_path: Path) ->
 
 
 def colored_pixels(file: Path) -> int:
-    """Text, axes and foreign samples are grey, knowns are not."""
+    """Pixels of known samples: text, axes and foreign samples are gray."""
     with Image.open(file) as picture:
         return int((np.ptp(np.asarray(picture.convert("RGB")).astype(int), axis=2) > 60).sum())
 
@@ -1105,7 +1105,7 @@ def test_features_of_two_dimensions_are_drawn_and_shown(tmp_path: Path) -> None:
     cells = plan("toy_vis", losses=["eos", "os"], seeds=1, digits=["mnist"])
     angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
     centers = np.c_[np.cos(angles), np.sin(angles)].astype(np.float32)
-    for others, cell in enumerate(cells):
+    for before, cell in enumerate(cells):
         of_ten = scored(5.0, cell.seed)
         flat = replace(of_ten, features=of_ten.features[:, :2], centers=centers)
         finished_run(tmp_path / "runs", cell, sample=flat)
@@ -1114,10 +1114,17 @@ def test_features_of_two_dimensions_are_drawn_and_shown(tmp_path: Path) -> None:
         shown = section(target.read_text(), "## Deep features")
         # Side by side as soon as there are two.
         together = re.findall(r"!\[features of all losses, .*\]\((.*e15-features.png)\)", shown)
-        assert len(together) == others
+        assert len(together) == before
     [alone] = re.findall(r"!\[eos, .*\]\((.*-eos-features.png)\)", shown)
-    for name in (alone, *together):
-        assert colored_pixels(target.parent / name) > 1000
+    assert colored_pixels(target.parent / alone) > 1000
+    [(setting, entries)] = group_rows(
+        read_rows(tmp_path / "results/toy_vis.json"), tmp_path / "runs", tmp_path / "results"
+    ).items()
+    overview = grid_figures.draw_feature_overview(setting, entries)
+    panels = [axes for axes in overview.axes if axes.axison]
+    assert len(panels) == 4  # two a loss
+    assert all(len(axes.collections) == 2 for axes in panels)  # knowns and foreign ones
+    assert colored_pixels(target.parent / together[0]) > 1000
 
 
 def test_setting_whose_models_all_diverged_is_reported(tmp_path: Path, two_losses: Path) -> None:

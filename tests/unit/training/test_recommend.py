@@ -245,7 +245,9 @@ def test_recommendation_is_what_the_rule_chose_in_its_evidence(
     protocol: str, digits: str | None
 ) -> None:
     choice = recommendation(protocol, digits)
-    chosen = json.loads((ROOT / choice.evidence).read_text())["chosen"]
+    evidence = json.loads((ROOT / choice.evidence).read_text())
+    chosen = evidence["chosen"]
+    assert evidence["protocol"] == protocol
     assert (choice.loss, choice.preset, choice.options, list(choice.scores), choice.provisional) == (
         chosen["loss"], chosen["preset"], chosen["options"], [chosen["score"]], chosen["provisional"],
     )  # fmt: skip
