@@ -492,7 +492,7 @@ def draw_feature_overview(setting: Setting, entries: Sequence[Entry]) -> Figure:
     here = [entry for entry in entries if entry.sound[0].has_scores]
     columns = min(4, len(here))
     blocks = math.ceil(len(here) / columns)
-    figure = Figure(figsize=(3.1 * columns, 6.1 * blocks + 0.4), layout="constrained")
+    figure = Figure(figsize=(2.4 * columns, 4.7 * blocks + 0.4), layout="constrained")
     grid = figure.subplots(2 * blocks, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
