@@ -171,10 +171,10 @@ _WITHOUT_NEGATIVES: list[Arm] = [
 
 def candidates(protocol: str) -> list[Arm]:
     """What competes for a protocol; negatives are turned where they are characters."""
-    is_characters = get_protocol(protocol).kind == "characters"
+    is_characters = get_protocol(protocol).is_of_characters
     return [*CANDIDATES, *(_OF_CHARACTERS if is_characters else [])]
 
 
 def on_request(protocol: str) -> list[Arm]:
     """What competes only where it is asked for by name: characters without a foreign image in training."""
-    return _WITHOUT_NEGATIVES if get_protocol(protocol).kind == "characters" else []
+    return _WITHOUT_NEGATIVES if get_protocol(protocol).is_of_characters else []

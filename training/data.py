@@ -165,7 +165,7 @@ def load_protocol(
         raise ValueError(f"parts must be among {PARTS}, got {sorted(unknown)}")
     if name == "glyphs":
         loaded = glyphs.load(protocol, size=size, seed=seed, cache_dir=cache_dir)
-    elif protocol.kind == "characters":
+    elif protocol.is_of_characters:
         loaded = characters.load(protocol, data=data, digits=digits, seed=seed, download=download)
     elif protocol.kind == FOLDERS:
         loaded = folders.load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _CLASS_COLORS = "petroff10"
 _FOREIGN_DOTS = {NEGATIVE: "#8c8c8c", UNKNOWN: "black"}
 _DOTS: dict[str, Any] = {"s": 3, "alpha": 0.5, "linewidths": 0}
 _SCORE_STYLE = {"softmax": ("#0072B2", "-"), "logit": ("#009E73", "--")}
+_LETTERS_AN_INCH = 12  # of a title
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -199,3 +201,9 @@ def _name_classes(axes: Axes, positions: NDArray[np.floating[Any]], config: Trai
         names = [str(number) for number in range(len(positions))]
     for name, (x, y) in zip(names, positions.tolist(), strict=True):
         axes.annotate(name, (x, y), ha="center", va="center", fontsize=8)
+
+
+def title_figure(figure: Figure, title: str) -> None:
+    """A title above all panels, in as many lines as the figure's width asks for."""
+    letters = min(110, int(_LETTERS_AN_INCH * figure.get_figwidth()))
+    figure.suptitle(textwrap.fill(title, letters), fontsize=9)

@@ -138,7 +138,7 @@ def command(setting: Setting, losses: str = "", *, seeds: int | str = 1, options
     elif not setting.as_published:
         options = f"as_published=false {options}".strip()
     options = " ".join([options, *(option_text(*pair) for pair in setting.data_options)]).strip()
-    if get_protocol(setting.protocol).kind == "characters":
+    if get_protocol(setting.protocol).is_of_characters:
         parts += ["DATA=$DATA"] * (setting.protocol != "glyphs")
     else:
         parts.append("DATA=/imagenet" if setting.is_complete else "DATA=$TINY")
@@ -244,7 +244,7 @@ def missing_note(setting: Setting, entries: Sequence[Entry]) -> str:
     """The losses that were not run in a setting where others were, with the command that trains them; empty for a trial."""
     run = {entry.loss for entry in entries}
     several = len(run) >= _MIN_COMPARED
-    if not several and get_protocol(setting.protocol).kind == "characters":
+    if not several and get_protocol(setting.protocol).is_of_characters:
         return ""
     asked = ranked_losses(setting.protocol) if several else RANKING
     missing = [loss for loss in asked if loss not in run]
@@ -386,7 +386,7 @@ def _one_more_run(entry: Entry, column: str) -> str:
 def switches(protocol: str, loss: str) -> dict[str, Any]:
     """Options that switch off what the published code did otherwise for this loss, one by one."""
     chosen = dict(_COMMON_SWITCHES)
-    if get_protocol(protocol).kind == "characters":
+    if get_protocol(protocol).is_of_characters:
         chosen |= _CHARACTER_SWITCHES
     return chosen | {
         _SWITCH_OF_FIELD.get(deviation.field, deviation.field): deviation.text

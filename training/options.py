@@ -147,7 +147,7 @@ def options_of(
     preset = preset or "thesis"
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
-    network = "lenet_plus_plus" if get_protocol(protocol).kind == "characters" else "resnet50"
+    network = "lenet_plus_plus" if get_protocol(protocol).is_of_characters else "resnet50"
     found = {
         "loss": _loss_defaults(protocol, loss, scale),
         "network": _defaults(NETWORKS[network]),
@@ -273,7 +273,7 @@ def _data_defaults(protocol: str) -> dict[str, Any]:
     defaults = _defaults(load_protocol)
     if protocol == "glyphs":
         names = ["size"]
-    elif get_protocol(protocol).kind == "characters":
+    elif get_protocol(protocol).is_of_characters:
         names = ["digits", "download"]
     else:
         names = ["image_size", "on_unreadable"]

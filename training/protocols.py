@@ -45,6 +45,11 @@ class Protocol:
     unknown: tuple[str, ...]
     class_names: dict[str, str]
 
+    @property
+    def is_of_characters(self) -> bool:
+        """Are the images characters, and no photographs?"""
+        return self.kind == "characters"
+
     def short_name(self, class_id: str) -> str:
         """The first of a class' names; a class without a name for people keeps its identifier."""
         return self.class_names.get(class_id, class_id).partition(",")[0]

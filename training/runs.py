@@ -289,7 +289,7 @@ def make_config(
     preset = preset or "thesis"
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
-    characters = get_protocol(protocol).kind == "characters"
+    characters = get_protocol(protocol).is_of_characters
     refuse_wrong_types(free, protocol, loss, preset)
     as_published = bool(free.pop("as_published", False))
     initial_weights = free.pop("initial_weights", None)

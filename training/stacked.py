@@ -57,7 +57,7 @@ def can_share(*configs: TrainConfig) -> bool:
     A schedule, averaged weights and AdaCos' dynamic scale need the host at every step.
     """
     return len({_shared_part(config) for config in configs}) == 1 and all(
-        get_protocol(config.protocol).kind == "characters"
+        get_protocol(config.protocol).is_of_characters
         and config.training.schedule == "constant"
         and not config.training.warmup_epochs
         and not config.training.ema_decay

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from openset.labels import NEGATIVE, UNKNOWN
-from training import grid_figures, grid_pages, grid_report, grid_tables
+from training import grid_curves, grid_figures, grid_pages, grid_report, grid_tables
 from training.evaluation import REPORT, SCORES_FILE
 from training.grid import RANKING, Cell, plan
 from training.grid_figures import copy_sheets
@@ -237,7 +237,7 @@ def test_panel_of_soft_heads_with_negatives_says_that_the_published_code_has_har
             finished_run(tmp_path / "runs", cell)
     rows = [row for run in (tmp_path / "runs").iterdir() for row in stored_rows(run)]
     shown = {
-        setting.as_published: [title for title, _ in grid_figures.panels(entries)]
+        setting.as_published: [title for title, _ in grid_curves.panels(entries)]
         for setting, entries in group_rows(rows, tmp_path / "runs", tmp_path).items()
     }
     assert shown == {
@@ -359,7 +359,7 @@ def test_style_figure_has_both_sources_and_the_published_value_of_each_loss(grid
         for twin in settings[second]
         if entry.loss == twin.loss
     ]
-    first_panel, axes, _ = grid_figures.draw_style(published, twins).axes
+    first_panel, axes, _ = grid_curves.draw_style(published, twins).axes
     names = [label.get_text() for label in first_panel.get_yticklabels()]
     assert names[-1] == "cos_eos"
     assert set(names[:-1]) == {"softmax", "sfn_cosface"}
@@ -711,9 +711,9 @@ def test_legend_lies_below_its_panel_where_long_names_would_cover_the_curves(
         rows += stored_rows(finished_run(tmp_path / "runs", cell))
     [(setting, entries)] = group_rows(rows, tmp_path / "runs", tmp_path).items()
     figure = (
-        grid_figures.draw_oscr(setting, entries, "softmax")
+        grid_curves.draw_oscr(setting, entries, "softmax")
         if draw == "oscr"
-        else grid_figures.draw_thresholds(setting, entries)
+        else grid_curves.draw_thresholds(setting, entries)
     )
     assert figure is not None
     figure.savefig(tmp_path / "figure.png")
@@ -1031,7 +1031,7 @@ def test_photographs_have_the_panels_of_the_thesis(tmp_path: Path) -> None:
     settings = group_rows(read_rows(tmp_path / "results/p1.json"), tmp_path / "runs", tmp_path)
     [entries] = settings.values()
     assert {
-        title: [entry.loss for entry in shown] for title, shown in grid_figures.panels(entries)
+        title: [entry.loss for entry in shown] for title, shown in grid_curves.panels(entries)
     } == compared
     # Classes have names for people.
     passing = section(target.read_text(), "### Who passes")
@@ -1063,7 +1063,7 @@ def test_a_loss_that_was_run_with_options_alone_is_compared_with_those_that_lack
             for entry in shown
         ]
         return {
-            title: [entry.label for entry in shown] for title, shown in grid_figures.panels(entries)
+            title: [entry.label for entry in shown] for title, shown in grid_curves.panels(entries)
         }
 
     with_warmup = "cos_os (margin_warmup_epochs=10)"
@@ -1086,13 +1086,13 @@ def test_a_panel_that_compares_nothing_of_its_own_is_left_out(tmp_path: Path) ->
     settings = group_rows(read_rows(tmp_path / "results/toy.json"), tmp_path / "runs", tmp_path)
     [entries] = settings.values()
     titles = {
-        title: [entry.loss for entry in shown] for title, shown in grid_figures.panels(entries)
+        title: [entry.loss for entry in shown] for title, shown in grid_curves.panels(entries)
     }
     # Symmetric losses alone, and one of the hard and soft ones: nothing to compare them with.
     assert set(titles) == {"Margin-OS", "Margin-EOS"}
     assert set(titles["Margin-EOS"]) == {"os", "eos", "cos_eos"}
     alike = [entry for entry in entries if entry.loss in ("cos_os", "arc_os")]
-    assert [title for title, _ in grid_figures.panels(alike)] == ["Margin-OS"]
+    assert [title for title, _ in grid_curves.panels(alike)] == ["Margin-OS"]
 
 
 def colored_pixels(file: Path) -> int:
