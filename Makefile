@@ -146,7 +146,7 @@ lint: install ## ruff: rules and format
 chaos: install ## kill -9 of fifty training processes at random moments; every run must end the same | [ARGS=]
 	@$(PY) -m benchmarks.train_chaos $(ARGS)
 
-types: install ## mypy, strict on openset and api
+types: install ## mypy, strict, on everything but tests and benchmarks
 	@$(VENV)/bin/mypy
 
 clean: ## remove the environment and caches; runs and archives stay

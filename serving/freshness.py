@@ -39,7 +39,7 @@ def trained_since_export(run: Path, card: ModelCard) -> bool:
     if "checkpoint_sha256" not in facts or not checkpoint.is_file():
         return False
     with checkpoint.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() != facts["checkpoint_sha256"]
+        return bool(hashlib.file_digest(stream, "sha256").hexdigest() != facts["checkpoint_sha256"])
 
 
 def why_artifact_is_stale(artifact: Path, name: str) -> str | None:

@@ -24,6 +24,9 @@ _TURNS = 1
 LONGEST_BOX = _MODERN_ASPECT[1]
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels
+
+
 class View(NamedTuple):
     """The box of an image that is shown, in its pixels, and whether left and right are swapped."""
 
@@ -32,6 +35,11 @@ class View(NamedTuple):
     right: float
     bottom: float
     flipped: bool
+
+    @property
+    def box(self) -> Box:
+        """Left, top, right and bottom."""
+        return self[:4]
 
 
 def draw_view(
@@ -49,12 +57,12 @@ def draw_view(
     if name == "thesis":
         left = int(random.integers(0, width - image_size + 1))
         top = int(random.integers(0, height - image_size + 1))
-        box: tuple[float, ...] = (left, top, left + image_size, top + image_size)
+        box: Box = (left, top, left + image_size, top + image_size)
     elif name == "modern":
         box = _random_box(width, height, random)
     else:
         raise ValueError(f"augmentation must be one of {AUGMENTATIONS}, got {name!r}")
-    return View(*box, flipped=bool(random.random() < 0.5))
+    return View(*box, bool(random.random() < 0.5))
 
 
 def augment(
@@ -64,13 +72,13 @@ def augment(
     size = preprocessing.image_size
     if name == "thesis":
         image = preprocessing.resized(image)
-    *box, flipped = draw_view(name, image.width, image.height, size, random)
+    view = draw_view(name, image.width, image.height, size, random)
     image = (
-        image.crop(tuple(box))
+        image.crop(view.box)
         if name == "thesis"
-        else image.resize((size, size), Image.Resampling.BILINEAR, box=tuple(box))
+        else image.resize((size, size), Image.Resampling.BILINEAR, box=view.box)
     )
-    if flipped:
+    if view.flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return preprocessing.to_tensor(image)
 
@@ -123,9 +131,7 @@ def turned(images: Tensor, ways: Tensor) -> Tensor:
     return torch.where((ways & 1) != 0, images.flip(3), images)
 
 
-def _random_box(
-    width: int, height: int, random: np.random.Generator
-) -> tuple[float, float, float, float]:
+def _random_box(width: int, height: int, random: np.random.Generator) -> Box:
     """A box of random area and aspect inside the image (Szegedy et al. 2015)."""
     for _ in range(10):
         area = width * height * random.uniform(*_MODERN_AREA)

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import openset.preprocessing
-from openset.preprocessing import Preprocessing, UnreadableImage
+from openset.image_headers import UnreadableImage
+from openset.preprocessing import Preprocessing
 from training.cache_build import CHUNK, DATA, FACTS, INDEX, CacheDamaged, build
 from training.decoded import DecodedImages
 from training.durable import locked_file

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from openset.preprocessing import Preprocessing, UnreadableImage
+from openset.image_headers import UnreadableImage
+from openset.preprocessing import Preprocessing
 from training.durable import replacing
 from training.files import HOW_TO_GO_ON
 

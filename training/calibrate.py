@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     arguments = build_parser().parse_args(argv)
     # Torch takes seconds: what stands on the command line was read before.
-    from openset.preprocessing import UnreadableImage
+    from openset.image_headers import UnreadableImage
     from training.data import MissingClasses
     from training.path_calibration import calibrate
     from training.runs import Run

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from openset.labels import GROUP_NAMES, NEGATIVE, UNKNOWN
 from openset.scores import DEFAULT_SCORE
-from training.data import ImageFiles, ProtocolData
+from training.data import ProtocolData
+from training.decoded import CachedImages
+from training.files import ImageFiles
 from training.protocols import get_protocol
 from training.scoring import Scored
 
@@ -53,7 +55,7 @@ def draw_contact_sheet(scored: Scored, data: ProtocolData, *, title: str) -> Fig
     place = {name: index for index, name in enumerate(data.test.sample_ids.tolist())}
     heights = [math.ceil(len(found) / _COLUMNS) for found in chosen.values()]
     figure = Figure(figsize=(1.45 * _COLUMNS, 1.95 * sum(heights) + 0.9), layout="constrained")
-    blocks = np.atleast_1d(figure.subfigures(len(chosen), 1, height_ratios=heights, squeeze=True))
+    blocks = figure.subfigures(len(chosen), 1, height_ratios=heights, squeeze=False).ravel()
     for block, (label, found), rows in zip(blocks, chosen.items(), heights, strict=True):
         block.suptitle(f"{GROUP_NAMES[label]}s with the highest {score} scores", fontsize=9)
         panels = block.subplots(rows, _COLUMNS, squeeze=False).ravel()
@@ -86,6 +88,8 @@ def _image(data: ProtocolData, index: int) -> NDArray[Any]:
     if isinstance(images, ImageFiles):
         opened = data.preprocessing.open(images.paths[index])
         pixels = data.preprocessing.transform(opened).numpy()
+    elif isinstance(images, CachedImages):
+        pixels = images.evaluation_form(np.array([index]), data.preprocessing)[0].numpy()
     else:
         pixels = images[index].cpu().numpy()
     channels_last: NDArray[Any] = pixels.transpose(1, 2, 0)

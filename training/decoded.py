@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openset.preprocessing import Preprocessing, UnreadableImage
+from openset.image_headers import UnreadableImage
+from openset.preprocessing import Preprocessing
 from training.augmentation import LONGEST_BOX, draw_view, resample
 from training.files import HOW_TO_GO_ON
 
@@ -170,7 +171,8 @@ class CachedImages:
             if self.on_unreadable == "fail":
                 raise UnreadableImage(f"{message}; {HOW_TO_GO_ON}")
             logger.warning("left out: %s", message)
-        return indices[~missing]
+        readable: Integers = indices[~missing]
+        return readable
 
     def evaluation_form(self, indices: Integers, preprocessing: Preprocessing) -> Tensor:
         """What ``preprocessing.transform`` gives of each file, bit for bit, uint8 (n, channels, H, W)."""

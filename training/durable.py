@@ -8,14 +8,14 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
-from typing import IO
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[IO[bytes]]:
+def replacing(file: Path) -> Iterator[BufferedRandom]:
     """A stream whose content takes the file's place at the end, and is on the disk by then.
 
     An error leaves the file as it was, and nothing beside it.

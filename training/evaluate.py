@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     # Torch takes seconds: what stands on the command line was read before.
     from openset.fitted_scores import parse_scores
-    from openset.preprocessing import UnreadableImage
+    from openset.image_headers import UnreadableImage
     from training.data import MissingClasses
     from training.evaluation import REPORT, evaluate, results_folder, write_report
     from training.report import print_report

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     # Torch takes seconds: what stands on the command line was read before.
     from openset.calibration import NotCertifiable
     from openset.fitted_scores import parse_scores
-    from openset.preprocessing import UnreadableImage
+    from openset.image_headers import UnreadableImage
     from training.artifact_export import export
     from training.data import MissingClasses
     from training.runs import Run

@@ -158,9 +158,8 @@ def draw_features(scored: Scored, config: TrainConfig) -> Figure:
     known = is_known(scored.labels)
     lengths = np.linalg.norm(scored.features[known], axis=1, keepdims=True).clip(1e-12)
     unit = _unit_centers(scored)
-    panels[3].scatter(
-        *(scored.features[known] / lengths).T, c=_class_colors(scored.labels[known]), **_DOTS
-    )
+    directions, colors = scored.features[known] / lengths, _class_colors(scored.labels[known])
+    panels[3].scatter(directions[:, 0], directions[:, 1], c=colors, **_DOTS)
     for center, color in zip(unit, _class_colors(np.arange(len(unit))), strict=True):
         panels[3].plot([0, center[0]], [0, center[1]], color=color)
     panels[3].set(title="directions of knowns; lines: centers", aspect="equal")
@@ -173,10 +172,12 @@ def feature_panel(axes: Axes, scored: Scored, config: TrainConfig, *, foreign: i
     """Two-dimensional features of knowns, colored by class, and on them of NEGATIVE (gray) or UNKNOWN (black) samples."""
     features = scored.features
     known = is_known(scored.labels)
-    axes.scatter(*features[known].T, c=_class_colors(scored.labels[known]), **_DOTS)
+    colors = _class_colors(scored.labels[known])
+    axes.scatter(features[known, 0], features[known, 1], c=colors, **_DOTS)
     if foreign is not None:
         color = _FOREIGN_DOTS[foreign]
-        axes.scatter(*features[scored.labels == foreign].T, color=color, **_DOTS)
+        shown = features[scored.labels == foreign]
+        axes.scatter(shown[:, 0], shown[:, 1], color=color, **_DOTS)
     # Some features lie far out; all but the outermost thousandth are shown, at one scale in all panels of a model.
     reach = 1.15 * float(np.quantile(np.abs(features), 0.999)) or 1.0
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
@@ -184,7 +185,9 @@ def feature_panel(axes: Axes, scored: Scored, config: TrainConfig, *, foreign: i
 
 
 def _unit_centers(scored: Scored) -> NDArray[np.floating[Any]]:
-    return scored.centers / np.linalg.norm(scored.centers, axis=1, keepdims=True).clip(1e-12)
+    lengths = np.linalg.norm(scored.centers, axis=1, keepdims=True).clip(1e-12)
+    unit: NDArray[np.floating[Any]] = scored.centers / lengths
+    return unit
 
 
 def _class_colors(labels: NDArray[np.integer[Any]]) -> list[Any]:

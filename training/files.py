@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from openset.preprocessing import Preprocessing, UnreadableImage
+from openset.image_headers import UnreadableImage
+from openset.preprocessing import Preprocessing
 from training.augmentation import augment
 
 logger = logging.getLogger(__name__)

@@ -42,7 +42,7 @@ def fingerprint(*parts: Split) -> str:
         for values in (split.sample_ids, split.groups):
             digest.update("\n".join(values.tolist()).encode() + b"\0")
         if isinstance(split.images, Tensor):
-            digest.update(split.images.contiguous().cpu().numpy())
+            digest.update(split.images.contiguous().cpu().numpy().data)
     return digest.hexdigest()
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from openset.labels import NEGATIVE, UNKNOWN, UNKNOWN_LABEL
 from openset.preprocessing import Preprocessing
-from training.data import ImageFiles, MissingClasses, ProtocolData, Split
-from training.files import SUFFIXES, image_names
+from training.data import MissingClasses, ProtocolData, Split
+from training.files import SUFFIXES, ImageFiles, image_names
 from training.protocols import FOLDERS
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2

@@ -74,7 +74,9 @@ def load(protocol: Protocol, *, size: str, seed: int, cache_dir: Path) -> Protoc
         protocol.unknown, UNKNOWN
     )
     with np.load(file, allow_pickle=False) as stored:
-        parts = {part: _split(stored, part, label_of) for part in plan}
+        train, validation, test = (
+            _split(stored, part, label_of) for part in ("train", "validation", "test")
+        )
     return ProtocolData(
         name=protocol.name,
         class_ids=list(protocol.known),
@@ -83,7 +85,9 @@ def load(protocol: Protocol, *, size: str, seed: int, cache_dir: Path) -> Protoc
         notes=[
             "rendered characters; the fonts of the test are never seen in training or calibration"
         ],
-        **parts,
+        train=train,
+        validation=validation,
+        test=test,
     )
 
 

@@ -444,10 +444,10 @@ def group_rows(rows: Iterable[Row], runs: Path, results: Path) -> dict[Setting, 
     for setting, together in settings.items():
         # Beside the published figures every option counts.
         if len(together) > 1 and not setting.is_published:
-            for name, value in together[0].options.items():
-                if all({name: value}.items() <= one.options.items() for one in together):
+            for option, value in together[0].options.items():
+                if all({option: value}.items() <= one.options.items() for one in together):
                     for one in together:
-                        one.shared.add(name)
+                        one.shared.add(option)
     return settings
 
 

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ class Summary:
 
     def save(self, file: Path) -> None:
         """Write atomically; the same statistics give the same bytes."""
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             f"replicates/{group}/{score}/{column}": _packed(values)
             for (group, score), columns in self.replicates.items()
             for column, values in columns.items()

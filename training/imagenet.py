@@ -10,8 +10,8 @@ from sklearn.model_selection import train_test_split
 
 from openset.labels import NEGATIVE, UNKNOWN
 from openset.preprocessing import Preprocessing
-from training.data import ImageFiles, MissingClasses, ProtocolData, Split
-from training.files import SUFFIXES, image_names
+from training.data import MissingClasses, ProtocolData, Split
+from training.files import SUFFIXES, ImageFiles, image_names
 from training.protocols import Protocol
 
 

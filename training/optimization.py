@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training.runs import Preset
+from training.presets import Preset
 
 
 def build_optimizer(model: nn.Module, preset: Preset) -> torch.optim.SGD:
@@ -27,7 +27,8 @@ def build_optimizer(model: nn.Module, preset: Preset) -> torch.optim.SGD:
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on weights alone: not on norms, biases, activations or centers."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (free if parameter.ndim < 2 or name.startswith("head.") else decayed).append(parameter)
     return [
@@ -68,7 +69,7 @@ class AveragedWeights:
         decay: the memory's limit, e.g. 0.999.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.ModuleDict, decay: float) -> None:
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.count = 0

@@ -28,7 +28,7 @@ def has_native_bfloat16(device: str, cpu_info: Path = Path("/proc/cpuinfo")) -> 
         cpu_info: the kernel's description of the processor; where there is none the answer is no.
     """
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         words = cpu_info.read_text().split()
     except OSError:

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 DIGITS = tuple("0123456789")
 # Letters without G, I, L, O: they look like 9, 1, 1 and 0.
@@ -55,15 +56,16 @@ class Protocol:
         return self.class_names.get(class_id, class_id).partition(",")[0]
 
 
-def _read_list(name: str) -> dict[str, object]:
+def _read_list(name: str) -> dict[str, Any]:
     folder = resources.files("training") / "protocol_lists"
     content = (folder / f"{name}.json").read_bytes()
-    sums = dict(reversed(line.split()) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    lines = [line.split() for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    sums = {file: digest for digest, file in lines}
     if hashlib.sha256(content).hexdigest() != sums[f"{name}.json"]:
         raise ValueError(
             f"training/protocol_lists/{name}.json does not match its checksum; restore the file from the repository"
         )
-    parsed: dict[str, object] = json.loads(content)
+    parsed: dict[str, Any] = json.loads(content)
     return parsed
 
 
@@ -89,7 +91,7 @@ def get_protocol(name: str) -> Protocol:
             {character: character for character in everything},
         )
     lists, names = _read_list(name), _read_list("names")
-    groups = {group: tuple(lists[group]) for group in ("known", "negative", "unknown")}  # type: ignore[arg-type]
+    groups = {group: tuple(lists[group]) for group in ("known", "negative", "unknown")}
     present = {wnid: str(names[wnid]) for group in groups.values() for wnid in group}
     return Protocol(name, "imagenet", class_names=_distinct(present), **groups)
 

@@ -93,11 +93,11 @@ def hide_negatives(data: ProtocolData) -> tuple[ProtocolData, Split]:
             "a class validates)"
         )
     foreign = train.subset(np.flatnonzero(np.isin(train.groups, hidden)))
-    shown = {
-        part: split.subset(np.flatnonzero(~np.isin(split.groups, hidden)))
-        for part, split in (("train", train), ("validation", validation))
-    }
-    return replace(data, **shown), _joined(knowns, foreign)
+    train, validation = (
+        split.subset(np.flatnonzero(~np.isin(split.groups, hidden)))
+        for split in (train, validation)
+    )
+    return replace(data, train=train, validation=validation), _joined(knowns, foreign)
 
 
 def _joined(knowns: Split, foreign: Split) -> Split:
@@ -345,7 +345,7 @@ def _replicates_of_difference(
 
 
 def _class_count(rows: Sequence[dict[str, Any]]) -> int:
-    return min(row["classes"] for row in rows if "classes" in row)
+    return int(min(row["classes"] for row in rows if "classes" in row))
 
 
 def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:

@@ -67,8 +67,13 @@ def fit_scores(
         description="fitting scores",
         show_progress=show_progress,
     )
-    arrays = [torch.from_numpy(a) for a in (scored.features, scored.predictions, scored.labels)]
-    return {name: FITTED_SCORES[name].fit(*arrays, len(data.class_ids)) for name in wanted}
+    features, predictions, own = (
+        torch.from_numpy(values) for values in (scored.features, scored.predictions, scored.labels)
+    )
+    return {
+        name: FITTED_SCORES[name].fit(features, predictions, own, len(data.class_ids))
+        for name in wanted
+    }
 
 
 def scores_in_artifact(run: Run, which: str) -> dict[str, nn.Module]:

@@ -12,10 +12,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.choices import DIGITS, RULES, RUNS
 from training.protocols import PROTOCOLS, WITH_DIGITS, get_protocol
+
+if TYPE_CHECKING:  # torch takes seconds
+    from training.histogram_probe import Probe
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("training").setLevel(logging.INFO)
     logger.setLevel(logging.INFO)
     # Torch takes seconds: what stands on the command line was read before.
-    from openset.preprocessing import UnreadableImage
+    from openset.image_headers import UnreadableImage
     from training.data import MissingClasses, load_protocol
     from training.durable import replacing
     from training.grid_training import current_commit, device_name
@@ -61,16 +64,18 @@ def main(argv: list[str] | None = None) -> int:
 
     protocol = arguments.protocol
     rule = arguments.rule or ("strict" if protocol in WITH_DIGITS else "inclusive")
-    probes, rows, notes = [], [], {}
+    probes: list[Probe] = []
+    rows: list[dict[str, Any]] = []
+    notes: dict[str, list[str]] = {}
     try:
         options, sources = _checked(arguments)
         per_class = arguments.per_class or _PER_CLASS[get_protocol(protocol).kind]
         for source in sources:
             title = protocol if source is None else f"{protocol}, {source.upper()}'s digits"
-            chosen = {} if source is None else {"digits": source}
+            chosen = options if source is None else options | {"digits": source}
             try:
                 data = load_protocol(
-                    protocol, data=arguments.data, parts=("train", "test"), **options, **chosen
+                    protocol, data=arguments.data, parts=("train", "test"), **chosen
                 )
             except FileNotFoundError as error:
                 if source in (None, arguments.digits) or (source == sources[-1] and not probes):

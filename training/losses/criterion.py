@@ -232,7 +232,7 @@ def build_loss(
         center_norm=spec.center_norm,
         background=spec.background,
     )
-    chosen = {"target_magnitude": number}
+    chosen: dict[str, Any] = {"target_magnitude": number}
     chosen |= {key: value for key, value in options.items() if key in _CRITERION_OPTIONS}
     if chosen.get("magnitude_weight") == ABOVE_BOUND:
         if spec.cce_mean == "known":

@@ -13,7 +13,8 @@ from PIL import Image, ImageFile, ImageOps
 from torchvision import transforms
 
 import openset.preprocessing
-from openset.preprocessing import MAX_EXIF_BYTES, Preprocessing, UnreadableImage
+from openset.image_headers import UnreadableImage
+from openset.preprocessing import MAX_EXIF_BYTES, Preprocessing
 from tests.factories import grey_image, image_bytes
 from tests.hostile_images import png_chunk
 

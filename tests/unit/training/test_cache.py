@@ -23,7 +23,8 @@ from PIL import Image
 import training.cache as cache
 import training.cache_build as cache_build
 import training.decoded as decoded_module
-from openset.preprocessing import Preprocessing, UnreadableImage
+from openset.image_headers import UnreadableImage
+from openset.preprocessing import Preprocessing
 from training.augmentation import resample
 from training.batches import Share, epoch_order, training_loader
 from training.cache import open_cache

@@ -90,22 +90,29 @@ def test_without_foreign_images_there_is_no_sheet(tmp_path: Path) -> None:
     assert not (tmp_path / SHEET).exists()
 
 
-def test_photographs_are_shown_as_the_model_sees_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("are_decoded", [False, True])
+def test_photographs_are_shown_as_the_model_sees_them(tmp_path: Path, are_decoded: bool) -> None:
     from PIL import Image
 
     from openset.preprocessing import Preprocessing
-    from training.data import ImageFiles
+    from training.cache import open_cache
+    from training.decoded import CachedImages
+    from training.files import ImageFiles
 
     scored, data = sample()
     paths = []
     for index in range(len(scored)):
         paths.append(str(tmp_path / f"{index}.png"))
         Image.new("RGB", (80, 60), (index, 200, 9)).save(paths[-1])
-    data = dataclasses.replace(
-        data,
-        preprocessing=Preprocessing(mode="RGB", image_size=32, resize=36),
-        test=dataclasses.replace(data.test, images=ImageFiles(paths)),
-    )
+    form = Preprocessing(mode="RGB", image_size=32, resize=36)
+    images: ImageFiles | CachedImages = ImageFiles(paths)
+    if are_decoded:
+        decoded = open_cache(
+            tmp_path / "cache", paths, root=tmp_path, preprocessing=form, show_progress=False
+        )
+        images = CachedImages(decoded, np.arange(len(paths)))
+    test = dataclasses.replace(data.test, images=images)
+    data = dataclasses.replace(data, preprocessing=form, test=test)
     figure = draw_contact_sheet(scored, data, title="t")
     first = next(axes for axes in figure.get_axes() if axes.images).images[0].get_array()
     assert first.shape == (32, 32, 3)

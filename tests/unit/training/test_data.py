@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from openset.image_headers import UnreadableImage
 from openset.labels import NEGATIVE, UNKNOWN
-from openset.preprocessing import UnreadableImage
 from tests.factories import write_idx
 from training import batches
 from training.augmentation import TurnedNegatives

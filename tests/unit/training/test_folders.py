@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from openset.artifact import read_card
+from openset.image_headers import UnreadableImage
 from openset.labels import NEGATIVE, UNKNOWN
-from openset.preprocessing import UnreadableImage
 from tests.factories import fill_with_images as fill
 from training import compare_losses, cures, engine, folders, recommend
 from training.artifact_export import export
