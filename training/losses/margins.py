@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +18,6 @@ from openset.heads import OpenSetOutput
 from openset.labels import is_known
 
 
-class Margin(Protocol):
-    """Turns the target's cosine c into g(c), of the same shape."""
-
-    def margin_cosine(self, cosines: Tensor, factor: float) -> Tensor:
-        """g(c) with the margin scaled by ``factor`` (warm-up)."""
-
-
 @dataclass(frozen=True)
 class CosineMargin:
     """Additive cosine margin: g(c) = c - cosine_margin (CosFace, arXiv:1801.09414; thesis eq. 3.15, 4.1)."""
@@ -33,7 +25,7 @@ class CosineMargin:
     cosine_margin: float = 0.35
 
     def margin_cosine(self, cosines: Tensor, factor: float) -> Tensor:
-        """g(c)."""
+        """g(c) with this share of the margin, for a warm-up."""
         return cosines - factor * self.cosine_margin
 
 
