@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from openset import metrics
 from openset.decision import accept
 from openset.labels import GROUP_NAMES, is_known
-from training.data import ImageFiles
+from training.files import ImageFiles
 from training.runs import Run
 from training.scoring import Scored
 

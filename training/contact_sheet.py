@@ -89,7 +89,7 @@ def _image(data: ProtocolData, index: int) -> NDArray[Any]:
         opened = data.preprocessing.open(images.paths[index])
         pixels = data.preprocessing.transform(opened).numpy()
     elif isinstance(images, CachedImages):
-        pixels = images.evaluation_form(np.array([index]), data.preprocessing)[0].numpy()
+        pixels = images.evaluation_form(np.array([index]), data.preprocessing)[0].cpu().numpy()
     else:
         pixels = images[index].cpu().numpy()
     channels_last: NDArray[Any] = pixels.transpose(1, 2, 0)

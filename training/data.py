@@ -180,7 +180,7 @@ def load_protocol(
             image_size=image_size or 224,
             on_unreadable=on_unreadable,
         )
-    if protocol.kind != "characters" and image_cache is not None and data is not None:
+    if not protocol.is_of_characters and image_cache is not None and data is not None:
         loaded = _decoded_once(loaded, image_cache, data, parts)
     counts = {part: getattr(loaded, part).counts() for part in PARTS}
     empty = {

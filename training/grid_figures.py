@@ -204,9 +204,6 @@ def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figur
     return figure
 
 
-# -- angles, features, sheets ----------------------------------------------------------------------------------------
-
-
 def draw_angles(setting: Setting, entries: Sequence[Entry]) -> Figure | None:
     """One panel a loss: the angles of a seed, with the probability curves of the loss."""
     chosen = [entry for entry in entries[:_MAX_ANGLE_PANELS] if _with_angles(entry)]

@@ -67,11 +67,11 @@ def fit_scores(
         description="fitting scores",
         show_progress=show_progress,
     )
-    features, predictions, own = (
-        torch.from_numpy(values) for values in (scored.features, scored.predictions, scored.labels)
+    features, predictions, classes = map(
+        torch.from_numpy, [scored.features, scored.predictions, scored.labels]
     )
     return {
-        name: FITTED_SCORES[name].fit(features, predictions, own, len(data.class_ids))
+        name: FITTED_SCORES[name].fit(features, predictions, classes, len(data.class_ids))
         for name in wanted
     }
 

@@ -123,7 +123,7 @@ def _checked(arguments: argparse.Namespace) -> tuple[dict[str, Any], Sequence[st
             f"protocol {protocol} has no choice of digits, got {arguments.digits!r}; leave it out"
         )
     options: dict[str, Any] = {}
-    if get_protocol(protocol).kind != "characters":
+    if not get_protocol(protocol).is_of_characters:
         # A look at what is there: missing classes and broken files are named and left out.
         options |= {"allow_missing_classes": True, "on_unreadable": "skip"}
         if arguments.image_size is not None:

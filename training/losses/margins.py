@@ -42,7 +42,7 @@ class AngularMargin:
     monotone: bool = False
 
     def margin_cosine(self, cosines: Tensor, factor: float) -> Tensor:
-        """g(c)."""
+        """g(c) with this share of the margin, for a warm-up."""
         margin = factor * self.angular_margin
         angles = torch.arccos(cosines.clamp(-1.0, 1.0))
         shifted = torch.cos((angles + margin).clamp(max=math.pi))

@@ -107,10 +107,11 @@ def test_photographs_are_shown_as_the_model_sees_them(tmp_path: Path, are_decode
     form = Preprocessing(mode="RGB", image_size=32, resize=36)
     images: ImageFiles | CachedImages = ImageFiles(paths)
     if are_decoded:
+        backwards = paths[::-1]
         decoded = open_cache(
-            tmp_path / "cache", paths, root=tmp_path, preprocessing=form, show_progress=False
+            tmp_path / "cache", backwards, root=tmp_path, preprocessing=form, show_progress=False
         )
-        images = CachedImages(decoded, np.arange(len(paths)))
+        images = CachedImages(decoded, np.arange(len(paths))[::-1].copy())
     test = dataclasses.replace(data.test, images=images)
     data = dataclasses.replace(data, preprocessing=form, test=test)
     figure = draw_contact_sheet(scored, data, title="t")
