@@ -26,6 +26,7 @@ from training.grid_rows import (
     stored_rows,
 )
 from training.grid_summaries import stored_summary, summary_file
+from training.markdown_contents import contents
 from training.runs import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,10 @@ def _write(protocol: str, runs: Path, results: Path) -> Path | None:
     figures = grid_figures.draw_all(settings, results / "figures", protocol) if rows else {}
     target = file.with_suffix(".md")
     parts = _sections(protocol, rows, settings, figures) if rows else _published_alone(protocol)
+    title, *body = (part for part in parts if part)
+    listed = contents("\n\n".join(body))
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, "\n\n".join(parts) + "\n")
+    write_atomically(target, "\n\n".join([title, *([listed] if listed else []), *body]) + "\n")
     what = f"{len(figures)} figures" if rows else "nothing was run, the published values alone"
     logger.info("written: %s (%s)", target, what)
     return target
@@ -154,7 +157,7 @@ def _sections(
     parts += _pictures(settings, figures)
     if not entries:  # what was run comes first
         parts += _thesis_table(published, entries)
-    return [part for part in parts if part]
+    return parts
 
 
 def _published_alone(protocol: str) -> list[str]:
@@ -167,7 +170,7 @@ def _published_alone(protocol: str) -> list[str]:
         *_thesis_table(published, []),
         *grid_experiment.sections(protocol, []),
     ]
-    return [part for part in parts if part]
+    return parts
 
 
 def _title(protocol: str) -> str:
@@ -185,14 +188,19 @@ _HOW_TO_READ = (
 
 def _origin(protocol: str, rows: list[Row]) -> str:
     cells = {cell_key(row): row for row in rows}
-    machines = Counter(
-        f"{row['device']}, {row['precision']}, commit {row['commit']}" for row in cells.values()
+    machines: dict[str, Counter[str]] = {}
+    for row in cells.values():
+        machine = f"{row['device']}, {row['precision']}"
+        machines.setdefault(machine, Counter())[row["commit"]] += 1
+    listed = "\n".join(
+        f"- {commits.total()} on {machine}: "
+        + ", ".join(f"{commit} ({count})" for commit, count in sorted(commits.items()))
+        for machine, commits in sorted(machines.items())
     )
-    listed = "\n".join(f"- {count} on {machine}" for machine, count in sorted(machines.items()))
     return (
         f"Made by `make report PROTOCOL={protocol}` from `{protocol}.json` and the stored scores; not to be edited. "
         f"The rows come from `make reproduce PROTOCOL={protocol}`, {len(cells)} trained model{'s' * (len(cells) > 1)} "
-        f"(+: tracked files differed from the commit's, for instance rows of other runs):\n\n{listed}"
+        f"by machine and commit (+: tracked files differed from the commit's, for instance rows of other runs):\n\n{listed}"
     )
 
 

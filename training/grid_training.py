@@ -407,7 +407,8 @@ def device_name(device: str) -> str:
     if info.is_file():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    cores = len(os.sched_getaffinity(0))
+    return f"{model}, {cores} core{'s' * (cores > 1)}"
 
 
 def _summary(rows: list[Row]) -> str:
