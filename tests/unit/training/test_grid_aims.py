@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.grid_runs import cells, finished_run, section, written
 from training.choices import seed_count_or_list
 from training.grid import all_classes, default_epochs
 from training.grid_aims import Aim, aims, aims_table, recommended_score
-from training.grid_results import Entry, Setting
-from training.grid_rows import VALIDATION_GROUP
+from training.grid_results import Entry, Setting, difference, group_rows
+from training.grid_rows import VALIDATION_GROUP, read_rows
+from training.grid_tables import COLUMNS, difference_text, name_text, number, signed
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,3 +206,50 @@ def test_of_several_scores_the_one_counts_that_is_best_on_the_validations_negati
 
 def test_protocols_but_toy_have_no_aims() -> None:
     assert aims({}, "p1") == []
+
+
+def aim_lines(text: str) -> list[list[str]]:
+    body = section(text, "## Aims").partition("\n### ")[0]
+    lines = [line for line in body.splitlines() if line.startswith("| ")][2:]
+    return [[part.strip() for part in line.strip("|").split("|")] for line in lines]
+
+
+def test_aims_of_recommended_stand_with_their_distance_or_with_the_command(grid: Path) -> None:
+    lines = aim_lines((grid / "results/toy.md").read_text())
+    assert [line[1:3] for line in lines] == [
+        ["MNIST", "≥ .990"], ["MNIST", "≥ .994"], ["MNIST", "≥ .650"], *[["EMNIST", "≥ .250"]] * 4,
+    ]  # fmt: skip
+    assert all(line[3:5] == ["", ""] for line in lines)
+    assert "`make reproduce PROTOCOL=toy LOSSES=recommended SEEDS=3 DIGITS=mnist" in lines[0][5]
+    for source, quality in (("mnist", 6.0), ("emnist", 4.0)):
+        for cell in cells("recommended", digits=[source]):
+            finished_run(grid / "runs", cell, quality=quality)
+    for cell in cells("sfn_cosface"):
+        finished_run(grid / "runs", cell, quality=3.0)
+    text = written(grid)
+    settings = group_rows(read_rows(grid / "results/toy.json"), grid / "runs", grid / "results")
+    of_emnist = [
+        entry
+        for setting, found in settings.items()
+        for entry in found
+        if setting.digits == "emnist"
+    ]
+    [ours] = (entry for entry in of_emnist if entry.is_recommended)
+    [theirs] = (entry for entry in of_emnist if entry.setting.as_published)
+    lines = aim_lines(text)
+    assert all(line[3] for line in lines)
+    missed = [1 - (entry.mean("0.1") or 0.0) for entry in (ours, theirs)]
+    fewer = 1 - missed[0] / missed[1]
+    assert lines[-1][0].endswith("at FPR 0.1 than by the best thesis loss with the published code")
+    assert lines[-1][3:5] == [number(fewer), signed(fewer - 0.25)]
+    assert "against `cos_eos`, published code, best of 1 ways to train" in lines[-1][5]
+    assert lines[2][:3] == ["`recommended`: CCR with no unknown accepted", "MNIST", ""]
+    assert lines[3][5].startswith("`sfn_cosface`, published code, best of 1 ways")
+    body = section(text, "### What the aims are made of").partition("With EMNIST's digits:")[2]
+    name = f"`{ours.full_label}` − `cos_eos`, published code"
+    [line] = [line for line in body.splitlines() if line.startswith(f"| {name} |")]
+    changes = [difference_text(difference(ours, theirs, column)) for column in COLUMNS]
+    assert line == f"| {' | '.join([name, *changes])} |"
+    assert float(changes[2].split()[0].strip("*").replace("−", "-")) > 0  # it is the better one
+    assert f"| {name_text(ours)} | 2" in text
+    assert "(recommended)" in name_text(ours)

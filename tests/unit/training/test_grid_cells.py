@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.grid_runs import scored
 from tests.unit.training.test_grid import restricted_cells, restricted_tree
-from tests.unit.training.test_grid_report import scored
 from training import grid_pages, grid_training, reproduce
 from training.data import MissingClasses
 from training.evaluation import SCORES_FILE

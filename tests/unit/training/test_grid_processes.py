@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.grid_runs import finished_run
 from tests.unit.training.test_grid_cells import GLYPHS, run_grid
-from tests.unit.training.test_grid_report import finished_run
 from training import grid_processes, grid_training, reproduce
 from training.grid import plan
 from training.grid_processes import cores_of

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from training.grid_rows import is_recorded, merge_rows, read_rows, row_key
+from tests.grid_runs import as_before, cells, finished_run
+from training.evaluation import REPORT
+from training.grid_rows import is_recorded, merge_rows, read_rows, row_key, stored_rows
 
 
 def row(value: float = 0.9, evaluated: str = "2026-01-01T00:00:00+00:00", **changes: Any) -> dict:
@@ -123,3 +125,21 @@ def test_cell_is_recorded_once_its_rows_have_the_scores_that_are_asked_for() -> 
 
 def test_no_file_means_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "toy.json") == []
+
+
+def test_later_report_of_a_run_changes_no_row(tmp_path: Path) -> None:
+    file = tmp_path / "results/toy.json"
+    folders = [finished_run(tmp_path / "runs", cell) for cell in cells("eos")]
+    report = as_before(folders[0])  # which of the two evaluations it is of cannot be told
+    found = [row for folder in folders for row in stored_rows(folder)]
+    merge_rows(file, found)
+    before = file.read_bytes()
+    changed = json.loads(report.read_text())
+    changed["accuracy"]["value"] = 0.5
+    for folder in folders:
+        (folder / REPORT).write_text(json.dumps(changed))
+    again = [row for folder in folders for row in stored_rows(folder)]
+    assert {row["accuracy"]["value"] for row in again if row["seed"] == 2} != {0.5}
+    assert {row["accuracy"]["value"] for row in again if row["seed"] == 1} == {0.5}
+    merge_rows(file, again)
+    assert file.read_bytes() == before

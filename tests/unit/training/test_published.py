@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.losses import LOSSES
+from training.losses import AS_PUBLISHED, LOSSES
 from training.published import (
     TARGETS,
     comparisons,
@@ -65,3 +65,17 @@ def test_later_runs_of_the_author_name_their_settings() -> None:
     assert replicate("toy", "eos", "0.01") == (0.979, "equal")  # there was one on the day before
     assert replicate("toy", "os", "0.001") == (0.9365, "xi 15")
     assert replicate("toy", "cos_eos_sfn", "0.01") is None
+
+
+@pytest.mark.parametrize("protocol", ["toy", "p1", "p2", "p3"])
+def test_comparison_of_hard_and_soft_heads_compares_what_the_published_code_has(
+    protocol: str,
+) -> None:
+    heads = {
+        title: [AS_PUBLISHED[loss].normalization for loss in losses]
+        for title, losses in comparisons(protocol)
+    }
+    expected = {"hard or soft": {"hard", "soft"}, "hard normalization": {"hard"}}
+    for beginning, normalizations in expected.items():
+        found = [set(compared) for title, compared in heads.items() if title.startswith(beginning)]
+        assert found == [normalizations] * (2 if protocol == "toy" else 0)
