@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from training.grid import default_epochs
 from training.grid_results import Entry, Setting, options_text
 from training.grid_rows import VALIDATION_GROUP
-from training.grid_tables import command, number, signed, table
+from training.grid_text import command, number, signed, table
 from training.losses import THESIS_LOSSES
 from training.recommendations import RECOMMENDED, recommendation
 

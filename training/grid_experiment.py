@@ -7,7 +7,7 @@ from typing import Any
 
 from training.grid import all_classes, default_epochs
 from training.grid_rows import Row
-from training.grid_tables import table
+from training.grid_text import table
 from training.options import options_of
 from training.protocols import get_protocol
 from training.published import published_counts, published_hyperparameters

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from training import grid_experiment, grid_figures, grid_tables
+from training import grid_experiment, grid_figures, grid_published, grid_tables, grid_text
 from training.choices import GRID_RUNS, RESULTS
 from training.grid_aim_differences import aim_differences
 from training.grid_aims import aims, aims_table
@@ -130,7 +130,7 @@ def _merge_pictures(rows: list[Row], source: Path, results: Path) -> None:
 def _sections(
     protocol: str, rows: list[Row], settings: dict[Setting, list[Entry]], figures: dict[str, str]
 ) -> list[str]:
-    published = grid_tables.published_setting(protocol)
+    published = grid_published.published_setting(protocol)
     entries = settings.get(published, [])
     parts = [_title(protocol), _origin(protocol, rows), _HOW_TO_READ]
     if entries:
@@ -150,8 +150,8 @@ def _sections(
                 "CCR against **unknowns**, softmax scores.",
                 grid_tables.setting_table(others),
                 grid_tables.missing_note(setting, others),
-                grid_tables.precision_note(others),
-                grid_tables.counts_note(others),
+                grid_text.precision_note(others),
+                grid_text.counts_note(others),
             ]
             parts += _comparison(setting, others, figures)
     parts += _pictures(settings, figures)
@@ -162,11 +162,11 @@ def _sections(
 
 def _published_alone(protocol: str) -> list[str]:
     """The page of a protocol of which nothing was run: the thesis' table, empty cells of ours, and what fills them."""
-    published = grid_tables.published_setting(protocol)
+    published = grid_published.published_setting(protocol)
     parts = [
         _title(protocol),
         f"Made by `make report PROTOCOL={protocol}`; not to be edited. Nothing was run: the cells of ours are empty, and "
-        f"{grid_tables.command(published, seeds=3)} fills all of them.",
+        f"{grid_text.command(published, seeds=3)} fills all of them.",
         *_thesis_table(published, []),
         *grid_experiment.sections(protocol, []),
     ]
@@ -213,11 +213,11 @@ def _thesis_table(published: Setting, entries: Sequence[Entry]) -> list[str]:
     return [
         f"## The thesis' {_TABLE_NAMES[protocol]} and ours",
         f"Setting: {published.title}. {how}" + ("" if entries else " Nothing was run in it yet."),
-        grid_tables.published_table(published, entries),
-        grid_tables.published_code_note(),
-        grid_tables.precision_note(entries),
-        grid_tables.replicate_note(protocol),
-        grid_tables.counts_note(entries),
+        grid_published.published_table(published, entries),
+        grid_published.published_code_note(),
+        grid_text.precision_note(entries),
+        grid_published.replicate_note(protocol),
+        grid_text.counts_note(entries),
         *(_deviations(published, entries) if entries else []),
     ]
 
@@ -230,12 +230,12 @@ def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
         "tells how a figure may move with other classes and not whether it was reproduced. One more run of ours: an interval "
         "that holds one further seed with 95 % (Student's t, cut at 0 and 1; wide with two or three seeds); a published figure "
         "in it cannot be told from one more training of ours. "
-    ) + grid_tables.spread_note(setting.protocol)
+    ) + grid_published.spread_note(setting.protocol)
     return [
         "### Outside the published spread",
-        grid_tables.verdict_summary(setting.protocol, entries),
+        grid_published.verdict_summary(setting.protocol, entries),
         rule,
-        grid_tables.deviation_table(setting, entries),
+        grid_published.deviation_table(setting, entries),
     ]
 
 
@@ -247,7 +247,7 @@ def _caution(setting: Setting) -> str:
         reasons.append(f"the {setting.preset} preset")
     if setting.digits == "emnist":
         reasons.append("EMNIST's digits, not MNIST's as in the published runs")
-    if setting.epochs != grid_tables.published_setting(setting.protocol).epochs:
+    if setting.epochs != grid_published.published_setting(setting.protocol).epochs:
         reasons.append("another number of epochs")
     if not setting.is_complete:
         reasons.append("fewer classes")
@@ -263,14 +263,14 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
     scores = grid_tables.score_table(entries)
     parts = ["### Against negatives", grid_tables.setting_table(entries, group="negatives")]
     # The published setting's own table has the plain entries of protocols with a published table, and nothing else.
-    if setting == grid_tables.published_setting(setting.protocol) and (
+    if setting == grid_published.published_setting(setting.protocol) and (
         setting.protocol not in _TABLE_NAMES or any(entry.options for entry in entries)
     ):
         parts = [
             "### Against unknowns",
             grid_tables.setting_table(entries),
-            grid_tables.precision_note(entries),
-            *([] if setting.protocol in _TABLE_NAMES else [grid_tables.counts_note(entries)]),
+            grid_text.precision_note(entries),
+            *([] if setting.protocol in _TABLE_NAMES else [grid_text.counts_note(entries)]),
             *parts,
         ]
     if differences:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -457,3 +457,8 @@ def _order(setting: Setting) -> tuple[Any, ...]:
         not setting.is_published, setting.preset != "thesis", not setting.as_published, setting.digits != "mnist",
         -setting.epochs, setting.title,
     )  # fmt: skip
+
+
+def plain_entry(entries: Sequence[Entry], loss: str) -> Entry | None:
+    """The entry of a loss without further options."""
+    return next((entry for entry in entries if entry.loss == loss and not entry.options), None)

@@ -13,8 +13,9 @@ import pytest
 
 from training.cures import common_options
 from training.grid import plan
+from training.grid_published import published_setting
 from training.grid_results import Setting
-from training.grid_tables import command, published_setting
+from training.grid_text import command
 
 ROOT = Path(__file__).parents[2]
 

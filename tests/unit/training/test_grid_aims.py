@@ -14,9 +14,9 @@ from tests.grid_runs import cells, finished_run, section, written
 from training.choices import seed_count_or_list
 from training.grid import all_classes, default_epochs
 from training.grid_aims import Aim, aims, aims_table, recommended_score
-from training.grid_results import Entry, Setting, difference, group_rows
+from training.grid_results import COLUMNS, Entry, Setting, difference, group_rows
 from training.grid_rows import VALIDATION_GROUP, read_rows
-from training.grid_tables import COLUMNS, difference_text, name_text, number, signed
+from training.grid_text import difference_text, name_text, number, signed
 
 
 @dataclass(frozen=True, eq=False)

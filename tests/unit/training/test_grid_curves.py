@@ -12,9 +12,9 @@ from openset.labels import UNKNOWN
 from tests.grid_runs import LETTERS, cells, finished_run, scored, section, written
 from training import grid_curves, grid_figures, grid_pages
 from training.grid import plan
+from training.grid_published import published_setting
 from training.grid_results import group_rows
 from training.grid_rows import read_rows, stored_rows
-from training.grid_tables import published_setting
 from training.protocols import get_protocol
 
 

@@ -14,10 +14,10 @@ import pytest
 from tests.grid_runs import as_before, cells, finished_run, line_of, section, written
 from training import grid_pages
 from training.grid import plan
+from training.grid_published import published_setting
 from training.grid_results import group_rows
 from training.grid_rows import CELL_FILE, merge_rows, read_rows, stored_rows
 from training.grid_summaries import Summary
-from training.grid_tables import published_setting
 
 
 def test_report_is_the_same_from_rows_alone_but_for_what_needs_scores(grid: Path) -> None:

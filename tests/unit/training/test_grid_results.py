@@ -11,6 +11,7 @@ import pytest
 
 from tests.grid_runs import line_of, rows_of_cos_eos
 from training import grid_tables
+from training.grid_published import published_setting
 from training.grid_results import difference, group_rows
 from training.grid_rows import OTHER_DIGITS_GROUP, read_rows
 from training.grid_statistics import (
@@ -19,7 +20,7 @@ from training.grid_statistics import (
     seed_interval,
     widened,
 )
-from training.grid_tables import difference_text, published_setting
+from training.grid_text import difference_text
 
 
 def test_summary_of_another_evaluation_is_not_taken(grid: Path) -> None:

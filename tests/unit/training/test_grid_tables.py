@@ -16,19 +16,13 @@ import pytest
 
 from openset.labels import UNKNOWN
 from tests.grid_runs import NOTES, cells, finished_run, line_of, rows_of_cos_eos, section, written
-from training import grid_pages, grid_tables
+from training import grid_pages, grid_tables, grid_text
 from training.evaluation import REPORT, SCORES_FILE
 from training.grid import RANKING, plan
+from training.grid_published import published_setting
 from training.grid_results import Difference, Entry, difference, group_rows
 from training.grid_rows import CELL_FILE, merge_rows, read_rows, stored_rows
-from training.grid_tables import (
-    difference_text,
-    figure_text,
-    interval_text,
-    number,
-    published_setting,
-    signed,
-)
+from training.grid_text import difference_text, figure_text, interval_text, number, signed
 from training.losses import THESIS_LOSSES
 from training.scoring import Scored
 
@@ -217,9 +211,9 @@ def test_one_loss_on_photographs_names_those_worth_knowing_first_with_the_option
 
 def test_command_for_photographs_names_another_tree_than_that_of_characters() -> None:
     photographs = published_setting("p3")
-    assert "DATA=/imagenet" in grid_tables.command(photographs, "eos")
-    assert "DATA=$TINY" in grid_tables.command(replace(photographs, classes="15/12/35"), "eos")
-    assert "DATA=$DATA" in grid_tables.command(published_setting("toy"), "eos")
+    assert "DATA=/imagenet" in grid_text.command(photographs, "eos")
+    assert "DATA=$TINY" in grid_text.command(replace(photographs, classes="15/12/35"), "eos")
+    assert "DATA=$DATA" in grid_text.command(published_setting("toy"), "eos")
 
 
 def differences(grid: Path) -> list[str]:
