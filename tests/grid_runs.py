@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from openset.labels import NEGATIVE, UNKNOWN
-from training import grid_pages
 from training.evaluation import REPORT, SCORES_FILE
-from training.grid import Cell, plan
-from training.grid_rows import (
+from training.grid import pages
+from training.grid.plan import Cell, plan
+from training.grid.rows import (
     CELL_FILE,
     SCORES_DIGESTS,
     Row,
@@ -97,7 +97,7 @@ def cells(loss: str, **arguments: Any) -> list[Cell]:
 
 
 def written(tmp_path: Path) -> str:
-    target = grid_pages.write("toy", runs=tmp_path / "runs", results=tmp_path / "results")
+    target = pages.write("toy", runs=tmp_path / "runs", results=tmp_path / "results")
     assert target is not None
     return target.read_text()
 

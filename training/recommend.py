@@ -44,7 +44,7 @@ from training.data import (
 )
 from training.decoded import CachedImages
 from training.files import ImageFiles
-from training.grid_statistics import (
+from training.grid.statistics import (
     Floats,
     Interval,
     ModelScores,

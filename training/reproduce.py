@@ -17,15 +17,15 @@ from training.choices import (
     published_protocol,
     seed_count_or_list,
 )
-from training.grid_processes import PART, cores_of, end_with_parent, helpers, wait_for
+from training.grid.processes import PART, cores_of, end_with_parent, helpers, wait_for
 from training.presets import PRESETS
 from training.protocols import PUBLISHED
 from training.recommendations import RECOMMENDED
 from training.train import parse_option
 
 if TYPE_CHECKING:
-    from training.grid import Cell
-    from training.grid_training import Outcome
+    from training.grid.plan import Cell
+    from training.grid.runner import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +109,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
     # Torch takes seconds: what stands on the command line was read before.
-    from training import grid_pages
     from training.data import MissingClasses
-    from training.grid import plan
+    from training.grid import pages
+    from training.grid.plan import plan
     from training.stacked import ask_for_queues
 
     ask_for_queues(arguments.processes)
@@ -145,7 +145,7 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
             outcome, worst = _share(cells, arguments, argv)
         if arguments.part:
             return 1 if outcome.diverged or outcome.failed else 0
-        grid_pages.write(arguments.protocol, runs=arguments.runs, results=arguments.results)
+        pages.write(arguments.protocol, runs=arguments.runs, results=arguments.results)
     except (ValueError, MissingClasses, OSError) as error:
         logger.error("error: %s", error)
         return 1
@@ -162,7 +162,7 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
 def _next(arguments: argparse.Namespace) -> str:
     """What the same command would do next, for people."""
     if arguments.again:
-        from training.grid_training import exact_commit
+        from training.provenance import exact_commit
 
         if exact_commit() is None:
             return (
@@ -173,7 +173,7 @@ def _next(arguments: argparse.Namespace) -> str:
 
 
 def _work(cells: list[Cell], arguments: argparse.Namespace) -> Outcome:
-    from training.grid_training import reproduce
+    from training.grid.runner import reproduce
 
     return reproduce(
         cells,
@@ -197,7 +197,7 @@ def _share(
     """Work through the cells with other processes; what became of them, and the highest exit code of the others."""
     import torch
 
-    from training.grid_training import update
+    from training.grid.runner import update
 
     device = cells[0].config(data=arguments.data, device=arguments.device).device
     # Where a GPU trains, the cores are for whoever decodes.

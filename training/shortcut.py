@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     from openset.image_headers import UnreadableImage
     from training.data import MissingClasses, load_protocol
     from training.durable import replacing
-    from training.grid_training import current_commit, device_name
     from training.histogram_probe import BINS, doubts, draw, probe
+    from training.provenance import current_commit, device_name
     from training.runs import write_atomically
 
     protocol = arguments.protocol

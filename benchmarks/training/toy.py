@@ -17,7 +17,7 @@ from benchmarks.training.plain import CHARACTER_TRANSFORM, PictureFiles, PlainLo
 from benchmarks.training.rows import Row, seconds_side_by_side, wait_for_gpu
 from training.data import ProtocolData, load_protocol
 from training.engine import Trainer
-from training.grid import RANKING
+from training.grid.plan import RANKING
 from training.losses import LOSSES
 from training.precision import fast_convolutions, has_native_bfloat16
 from training.runs import make_config

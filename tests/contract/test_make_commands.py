@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from training.cures import common_options
-from training.grid import plan
-from training.grid_published import published_setting
-from training.grid_results import Setting
-from training.grid_text import command
+from training.grid.formatting import command
+from training.grid.plan import plan
+from training.grid.results import Setting
+from training.grid.thesis_table import published_setting
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def parsed(*words: str) -> tuple[str, argparse.Namespace]:
 )  # fmt: skip
 def test_target_gives_arguments_that_its_command_takes(words: list[str]) -> None:
     module, _ = parsed(*words)
-    names = {"report": "grid_report", "compare-losses": "compare_losses"}
+    names = {"report": "grid.report", "compare-losses": "compare_losses"}
     assert module == f"training.{names.get(words[0], words[0])}"
 
 

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from tests.factories import emnist_files
-from training import grid_pages, grid_report, reproduce
-from training.grid_rows import read_rows
+from training import reproduce
+from training.grid import pages
+from training.grid.rows import read_rows
 from training.losses.criterion import OpenSetCriterion
 from training.protocols import get_protocol
 from training.runs import Run
@@ -53,7 +54,7 @@ def test_grid_is_interrupted_resumed_gathered_and_reported_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(pages.drawing, "draw_all", lambda *_: {})
     counter = StepCounter(monkeypatch)
     emnist_files(tmp_path / "data")
     file = tmp_path / "results/toy.json"
@@ -93,7 +94,7 @@ def test_grid_is_interrupted_resumed_gathered_and_reported_again(
     report.unlink()
     done = counter.steps
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    assert grid_report.main(folders) == 0
+    assert report.main(folders) == 0
     assert report.read_text() == text
     assert counter.steps == done
     # One epoch of fifteen, EMNIST's digits: beside the published values stands nothing.
@@ -123,7 +124,7 @@ def test_stacked_cells_stop_and_go_on_together_and_get_the_rows_of_single_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(pages.drawing, "draw_all", lambda *_: {})
     counter = StepCounter(monkeypatch)
     emnist_files(tmp_path / "data")
 
@@ -154,7 +155,7 @@ def test_stacked_cells_stop_and_go_on_together_and_get_the_rows_of_single_ones(
 def test_diverged_cells_of_a_stack_get_rows_that_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(pages.drawing, "draw_all", lambda *_: {})
     emnist_files(tmp_path / "data")
     assert command(tmp_path, "--stack", "2", "--option", "learning_rate=1e30") == 1
     rows = read_rows(tmp_path / "results/toy.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.grid_runs import cells, finished_run, written
-from training import grid_pages
+from training.grid import pages
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,6 @@ def two_losses(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def grid(two_losses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to change; figures are drawn once, for all tests."""
-    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(pages.drawing, "draw_all", lambda *_: {})
     shutil.copytree(two_losses, tmp_path, dirs_exist_ok=True)
     return tmp_path

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.training.test_grid_aims import Judged, settings_of
-from training.grid_aim_differences import aim_differences
+from training.grid.aim_differences import aim_differences
 
 BY_THE_TEXT = {"as_published": False}
 COMPOSED = {"composed_negatives": 1.0}
@@ -23,9 +23,9 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, tuple[str, st
         found.extend((name(one), name(other), (score(one), score(other))) for one, other in pairs)
         return f"{len(pairs)} pairs"
 
-    monkeypatch.setattr("training.grid_aim_differences.pair_table", pair_table)
+    monkeypatch.setattr("training.grid.aim_differences.pair_table", pair_table)
     choice = SimpleNamespace(scores=("logit",))
-    monkeypatch.setattr("training.grid_aims.recommendation", lambda *_: choice)
+    monkeypatch.setattr("training.grid.aims.recommendation", lambda *_: choice)
     return found
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from tests.grid_runs import cells, finished_run, section, written
 from training.choices import seed_count_or_list
-from training.grid import all_classes, default_epochs
-from training.grid_aims import Aim, aims, aims_table, recommended_score
-from training.grid_results import COLUMNS, Entry, Setting, difference, group_rows
-from training.grid_rows import VALIDATION_GROUP, read_rows
-from training.grid_text import difference_text, name_text, number, signed
+from training.grid.aims import Aim, aims, aims_table, recommended_score
+from training.grid.formatting import difference_text, name_text, number, signed
+from training.grid.plan import all_classes, default_epochs
+from training.grid.results import COLUMNS, Entry, Setting, difference, group_rows
+from training.grid.rows import VALIDATION_GROUP, read_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ def test_best_thesis_loss_is_of_either_definition_and_that_of_the_published_code
 def test_ccr_with_no_unknown_accepted_is_that_of_the_recommended_score_and_has_no_aim(
     monkeypatch: pytest.MonkeyPatch, score: str, reached: float | None, line: str
 ) -> None:
-    monkeypatch.setattr("training.grid_aims.recommended_score", lambda entry: score)
+    monkeypatch.setattr("training.grid.aims.recommended_score", lambda entry: score)
     found = aims(settings_of(Judged("cos_bg", 0.995, is_recommended=True)), "toy")
     (shown,) = (aim for aim in found if aim.aim is None)
     assert shown.what == "`recommended`: CCR with no unknown accepted"
@@ -196,7 +196,7 @@ def test_of_several_scores_the_one_counts_that_is_best_on_the_validations_negati
 ) -> None:
     scores = {("toy", "mnist"): ("softmax", "logit", "energy"), ("toy", "emnist"): ("energy",)}
     monkeypatch.setattr(
-        "training.grid_aims.recommendation", lambda *which: SimpleNamespace(scores=scores[which])
+        "training.grid.aims.recommendation", lambda *which: SimpleNamespace(scores=scores[which])
     )
     entry: Any = Judged("cos_bg", {"softmax": 0.4, "logit": 0.6, "energy": 0.5})
     assert recommended_score(entry) == "logit"

@@ -10,11 +10,11 @@ import pytest
 
 from openset.labels import UNKNOWN
 from tests.grid_runs import LETTERS, cells, finished_run, scored, section, written
-from training import grid_curves, grid_figures, grid_pages
-from training.grid import plan
-from training.grid_published import published_setting
-from training.grid_results import group_rows
-from training.grid_rows import read_rows, stored_rows
+from training.grid import curves, drawing, pages
+from training.grid.plan import plan
+from training.grid.results import group_rows
+from training.grid.rows import read_rows, stored_rows
+from training.grid.thesis_table import published_setting
 from training.protocols import get_protocol
 
 
@@ -27,7 +27,7 @@ def test_panel_of_soft_heads_with_negatives_says_that_the_published_code_has_har
             finished_run(tmp_path / "runs", cell)
     rows = [row for run in (tmp_path / "runs").iterdir() for row in stored_rows(run)]
     shown = {
-        setting.as_published: [title for title, _ in grid_curves.panels(entries)]
+        setting.as_published: [title for title, _ in curves.panels(entries)]
         for setting, entries in group_rows(rows, tmp_path / "runs", tmp_path).items()
     }
     assert shown == {
@@ -46,14 +46,14 @@ def test_style_figure_has_both_sources_and_the_published_value_of_each_loss(grid
     written(grid)
     settings = group_rows(read_rows(grid / "results/toy.json"), grid / "runs", grid / "results")
     published = published_setting("toy")
-    [(first, second)] = grid_figures.digit_twins(settings)
+    [(first, second)] = drawing.digit_twins(settings)
     twins = [
         (entry, twin)
         for entry in settings[first]
         for twin in settings[second]
         if entry.loss == twin.loss
     ]
-    first_panel, axes, _ = grid_curves.draw_style(published, twins).axes
+    first_panel, axes, _ = curves.draw_style(published, twins).axes
     names = [label.get_text() for label in first_panel.get_yticklabels()]
     assert names[-1] == "cos_eos"
     assert set(names[:-1]) == {"softmax", "sfn_cosface"}
@@ -83,18 +83,18 @@ def test_legend_lies_below_its_panel_where_long_names_would_cover_the_curves(
         rows += stored_rows(finished_run(tmp_path / "runs", cell))
     [(setting, entries)] = group_rows(rows, tmp_path / "runs", tmp_path).items()
     figure = (
-        grid_curves.draw_oscr(setting, entries, "softmax")
+        curves.draw_oscr(setting, entries, "softmax")
         if draw == "oscr"
-        else grid_curves.draw_thresholds(setting, entries)
+        else curves.draw_thresholds(setting, entries)
     )
     assert figure is not None
     figure.savefig(tmp_path / "figure.png")
     shown = [axes for axes in figure.axes if axes.get_legend() is not None]
     assert shown
     for axes in shown:
-        legend, curves = axes.get_legend().get_window_extent(), axes.get_window_extent()
+        legend, panel = axes.get_legend().get_window_extent(), axes.get_window_extent()
         assert (legend.y1 < axes.xaxis.label.get_window_extent().y0) == is_long
-        assert legend.overlaps(curves) != is_long
+        assert legend.overlaps(panel) != is_long
         assert legend.y0 >= 0
 
 
@@ -113,12 +113,12 @@ def test_photographs_have_the_panels_of_the_thesis(tmp_path: Path) -> None:
         for letter, wnid in zip(LETTERS[UNKNOWN], unknown, strict=False):
             groups[groups == letter] = wnid
         finished_run(tmp_path / "runs", cell, sample=replace(of_letters, groups=groups))
-    target = grid_pages.write("p1", runs=tmp_path / "runs", results=tmp_path / "results")
+    target = pages.write("p1", runs=tmp_path / "runs", results=tmp_path / "results")
     assert target is not None
     settings = group_rows(read_rows(tmp_path / "results/p1.json"), tmp_path / "runs", tmp_path)
     [entries] = settings.values()
     assert {
-        title: [entry.loss for entry in shown] for title, shown in grid_curves.panels(entries)
+        title: [entry.loss for entry in shown] for title, shown in curves.panels(entries)
     } == compared
     # Classes have names for people.
     passing = section(target.read_text(), "### Who passes")
@@ -149,9 +149,7 @@ def test_a_loss_that_was_run_with_options_alone_is_compared_with_those_that_lack
             for shown in group_rows(rows, tmp_path / "runs", tmp_path).values()
             for entry in shown
         ]
-        return {
-            title: [entry.label for entry in shown] for title, shown in grid_curves.panels(entries)
-        }
+        return {title: [entry.label for entry in shown] for title, shown in curves.panels(entries)}
 
     with_warmup = "cos_os (margin_warmup_epochs=10)"
     assert titles() == {
@@ -172,11 +170,9 @@ def test_a_panel_that_compares_nothing_of_its_own_is_left_out(tmp_path: Path) ->
     written(tmp_path)
     settings = group_rows(read_rows(tmp_path / "results/toy.json"), tmp_path / "runs", tmp_path)
     [entries] = settings.values()
-    titles = {
-        title: [entry.loss for entry in shown] for title, shown in grid_curves.panels(entries)
-    }
+    titles = {title: [entry.loss for entry in shown] for title, shown in curves.panels(entries)}
     # Symmetric losses alone, and one of the hard and soft ones: nothing to compare them with.
     assert set(titles) == {"Margin-OS", "Margin-EOS"}
     assert set(titles["Margin-EOS"]) == {"os", "eos", "cos_eos"}
     alike = [entry for entry in entries if entry.loss in ("cos_os", "arc_os")]
-    assert [title for title, _ in grid_curves.panels(alike)] == ["Margin-OS"]
+    assert [title for title, _ in curves.panels(alike)] == ["Margin-OS"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from training.grid import all_classes
-from training.grid_experiment import own_hyperparameters, sections
+from training.grid.experiment import own_hyperparameters, sections
+from training.grid.plan import all_classes
 from training.protocols import get_protocol
 from training.published import published_counts, published_hyperparameters
 

@@ -12,12 +12,12 @@ from threading import Thread
 import pytest
 
 from tests.grid_runs import as_before, cells, finished_run, line_of, section, written
-from training import grid_pages
-from training.grid import plan
-from training.grid_published import published_setting
-from training.grid_results import group_rows
-from training.grid_rows import CELL_FILE, merge_rows, read_rows, stored_rows
-from training.grid_summaries import Summary
+from training.grid import pages
+from training.grid.plan import plan
+from training.grid.results import group_rows
+from training.grid.rows import CELL_FILE, merge_rows, read_rows, stored_rows
+from training.grid.summaries import Summary
+from training.grid.thesis_table import published_setting
 
 
 def test_report_is_the_same_from_rows_alone_but_for_what_needs_scores(grid: Path) -> None:
@@ -42,7 +42,7 @@ def test_report_of_a_fresh_clone_has_all_that_was_committed(
     before = (tmp_path / "results/toy.md").read_text()
     pictures = {file: file.read_bytes() for file in (tmp_path / "results/figures").iterdir()}
     monkeypatch.setattr(
-        "training.grid_summaries.bootstrap_by_class", lambda *_, **__: pytest.fail("drawn again")
+        "training.grid.summaries.bootstrap_by_class", lambda *_, **__: pytest.fail("drawn again")
     )
     assert written(tmp_path) == before
     assert before.count("![") >= 6
@@ -157,10 +157,10 @@ def test_options_in_the_published_setting_have_their_unknowns_and_accuracy(grid:
 def test_protocol_without_a_published_table_has_its_unknowns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(pages.drawing, "draw_all", lambda *_: {})
     for cell in plan("toy_vis", losses=["eos"], seeds=1, digits=["mnist"]):
         finished_run(tmp_path / "runs", cell)
-    target = grid_pages.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
+    target = pages.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
     assert target is not None
     detail = section(target.read_text(), "## The published setting in detail")
     assert line_of(section(detail, "### Against unknowns"), "eos")[1] == "1"
@@ -193,7 +193,7 @@ def test_summary_of_an_older_evaluation_does_not_take_the_place_of_ours(
     results = grid / "results"
     before = {file: file.read_bytes() for file in (results / "summaries").iterdir()}
     assert before
-    grid_pages.merge(copy_evaluated(results, tmp_path / "older", "2025-01-01"), results)
+    pages.merge(copy_evaluated(results, tmp_path / "older", "2025-01-01"), results)
     assert {file: file.read_bytes() for file in before} == before
     [entry, *_] = group_rows(read_rows(results / "toy.json"), tmp_path / "none", results)[published_setting("toy")]  # fmt: skip
     assert entry.replicates("unknowns", "softmax") is not None
@@ -201,7 +201,7 @@ def test_summary_of_an_older_evaluation_does_not_take_the_place_of_ours(
     newer = copy_evaluated(results, tmp_path / "newer", "2027-01-01")
     damaged, *others = sorted(before)
     (newer.parent / "summaries" / damaged.name).write_bytes(b"damaged")
-    grid_pages.merge(newer, results)
+    pages.merge(newer, results)
     assert damaged.read_bytes() == before[damaged]
     assert {Summary.load(file).evaluated for file in others} == {"2027-01-01"}
 
@@ -218,7 +218,7 @@ def test_pictures_that_are_not_here_come_with_the_rows_that_stay(
             for kind in ("features", "false_positives", "thresholds"):
                 (other.parent / "figures" / name.format(loss, kind)).write_text(time)
         ours.write_text("ours")
-        grid_pages.merge(other, results)
+        pages.merge(other, results)
         assert ours.read_text() == "ours"
         brought = results / "figures" / name.format("cos_eos", "false_positives")
         assert brought.exists() == (time == "2027-01-01")
@@ -229,12 +229,12 @@ def test_pictures_that_are_not_here_come_with_the_rows_that_stay(
 def test_runs_and_results_may_share_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(pages.drawing, "draw_all", lambda *_: {})
     finished_run(tmp_path, cells("eos", seeds=1)[0])
     (tmp_path / "inside").mkdir()
     one = {"runs": tmp_path, "results": tmp_path / "inside/.."}
     # It would wait for itself, in a way that no other thread can end.
-    writing = Thread(target=grid_pages.write, args=("toy",), kwargs=one, daemon=True)
+    writing = Thread(target=pages.write, args=("toy",), kwargs=one, daemon=True)
     writing.start()
     writing.join(timeout=120)
     assert not writing.is_alive()

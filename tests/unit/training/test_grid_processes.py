@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from tests.grid_runs import finished_run
-from tests.unit.training.test_grid_cells import GLYPHS, run_grid
-from training import grid_processes, grid_training, reproduce
-from training.grid import plan
-from training.grid_processes import cores_of
-from training.grid_rows import cell_columns, merge_rows, read_rows, results_file, stored_rows
+from tests.unit.training.test_grid_runner import GLYPHS, run_grid
+from training import reproduce
+from training.grid import processes, runner
+from training.grid.plan import plan
+from training.grid.processes import cores_of
+from training.grid.rows import cell_columns, merge_rows, read_rows, results_file, stored_rows
 from training.run_folder import RunInUse, claimed_run, locked_run
 
 ROOT = Path(__file__).parents[3]
@@ -35,9 +36,9 @@ def finished(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         order.append(config.loss)
         return SimpleNamespace(folder=runs / config.name)
 
-    monkeypatch.setattr(grid_training, "_finish", finish)
-    monkeypatch.setattr(grid_training, "stored_rows", lambda _: [])
-    monkeypatch.setattr(grid_training, "merge_rows", lambda *_: None)
+    monkeypatch.setattr(runner, "_finish", finish)
+    monkeypatch.setattr(runner, "stored_rows", lambda _: [])
+    monkeypatch.setattr(runner, "merge_rows", lambda *_: None)
     return order
 
 
@@ -71,7 +72,7 @@ def test_failed_cell_is_not_left_for_another_process_to_fail_with(
                 claims[name] = True
         raise RuntimeError(f"out of memory for {config.loss}")
 
-    monkeypatch.setattr(grid_training, "_finish", finish)
+    monkeypatch.setattr(runner, "_finish", finish)
     assert len(run_grid(tmp_path).failed) == 3
     assert all(claims.values())  # as seen from the last cell
     with claimed_run(tmp_path / "runs" / CELLS["softmax"]):
@@ -87,9 +88,9 @@ def test_stack_leaves_cells_to_the_other_processes(
         groups.append(len(configs))
         return {}
 
-    monkeypatch.setattr(grid_training, "train_stack", train_stack)
+    monkeypatch.setattr(runner, "train_stack", train_stack)
     cells = plan("glyphs", **{**GLYPHS, "losses": ["softmax", "eos", "os", "cosface", "arcface"]})
-    grid_training.reproduce(
+    runner.reproduce(
         cells, data=None, runs=tmp_path / "runs", results=tmp_path / "results", device="cpu",
         stack=8, processes=2, show_progress=False,
     )  # fmt: skip
@@ -105,8 +106,8 @@ def test_what_the_others_did_counts_at_the_end(tmp_path: Path) -> None:
         for row in rows[:1]
     ]
     merge_rows(results_file("glyphs", tmp_path / "results"), [*rows, *diverged])
-    outcome = grid_training.Outcome(left=[cell.name for cell in cells])
-    grid_training.update(outcome, cells, data=None, results=tmp_path / "results", device="cpu")
+    outcome = runner.Outcome(left=[cell.name for cell in cells])
+    runner.update(outcome, cells, data=None, results=tmp_path / "results", device="cpu")
     assert outcome.found == [cells[0].name]
     assert outcome.diverged == [cells[1].name]
     assert outcome.left == [cells[2].name]
@@ -122,16 +123,14 @@ def test_claim_ends_with_the_cell(tmp_path: Path, finished: list[str]) -> None:
 def test_cell_that_was_finished_before_it_was_claimed_is_not_trained_again(
     tmp_path: Path, finished: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = grid_training._claim
+    claim = runner._claim
 
     def late(folder: Path, claims: object) -> bool:
         if folder.name == CELLS["eos"]:
-            monkeypatch.setattr(
-                grid_training, "is_recorded", lambda columns, _: columns["loss"] == "eos"
-            )
+            monkeypatch.setattr(runner, "is_recorded", lambda columns, _: columns["loss"] == "eos")
         return claim(folder, claims)
 
-    monkeypatch.setattr(grid_training, "_claim", late)
+    monkeypatch.setattr(runner, "_claim", late)
     outcome = run_grid(tmp_path)
     assert finished == ["softmax", "os"]
     assert outcome.found == [CELLS["eos"]]
@@ -190,19 +189,19 @@ def sleeper(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
         child.stdout.close()
         return child
 
-    monkeypatch.setattr(grid_processes.subprocess, "Popen", popen)
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
 
 
 def test_an_error_here_ends_the_others(monkeypatch: pytest.MonkeyPatch, cores: set[int]) -> None:
     sleeper(600, monkeypatch)
-    with pytest.raises(KeyboardInterrupt), grid_processes.helpers([], 3, cores_of(3)) as children:
+    with pytest.raises(KeyboardInterrupt), processes.helpers([], 3, cores_of(3)) as children:
         raise KeyboardInterrupt
     assert [child.returncode for child in children] == [7, 7]
-    assert grid_processes.wait_for(children) == 7
+    assert processes.wait_for(children) == 7
 
 
 def test_helper_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
-    helper = "from training.grid_processes import end_with_parent; import time; end_with_parent(); time.sleep(600)"
+    helper = "from training.grid.processes import end_with_parent; import time; end_with_parent(); time.sleep(600)"
     code = (
         "import subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-c', {helper!r}], stdin=subprocess.PIPE, start_new_session=True)\n"

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from tests.grid_runs import line_of, rows_of_cos_eos
-from training import grid_tables
-from training.grid_published import published_setting
-from training.grid_results import difference, group_rows
-from training.grid_rows import OTHER_DIGITS_GROUP, read_rows
-from training.grid_statistics import (
+from training.grid import tables
+from training.grid.formatting import difference_text
+from training.grid.results import difference, group_rows
+from training.grid.rows import OTHER_DIGITS_GROUP, read_rows
+from training.grid.statistics import (
     percentile_interval,
     seed_difference_interval,
     seed_interval,
     widened,
 )
-from training.grid_text import difference_text
+from training.grid.thesis_table import published_setting
 
 
 def test_summary_of_another_evaluation_is_not_taken(grid: Path) -> None:
@@ -73,7 +73,7 @@ def test_intervals_are_of_paired_replicates_and_of_seeds_paired_within_models(gr
     assert change.value == pytest.approx(by_seed.mean())
     assert change.value != 0
     assert change.over_seeds == pytest.approx(seed_interval(by_seed.tolist()))
-    line = line_of(grid_tables.score_table([second]), second.label)
+    line = line_of(tables.score_table([second]), second.label)
     assert line[9] == difference_text(change)
 
 
@@ -115,7 +115,7 @@ def test_interval_of_a_difference_stays_within_what_is_possible(
 ) -> None:
     entries = group_rows(read_rows(grid / "results/toy.json"), grid / "runs", grid / "results")
     [first, second, *_] = entries[published_setting("toy")]
-    monkeypatch.setattr("training.grid_results.widened", lambda *_: (-1.2, 1.009))
+    monkeypatch.setattr("training.grid.results.widened", lambda *_: (-1.2, 1.009))
     found = difference(first, second, "0.1")
     assert found is not None
     assert found.over_classes == (-1.0, 1.0)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.grid_runs import as_before, cells, finished_run
 from training.evaluation import REPORT
-from training.grid_rows import is_recorded, merge_rows, read_rows, row_key, stored_rows
+from training.grid.rows import is_recorded, merge_rows, read_rows, row_key, stored_rows
 
 
 def row(value: float = 0.9, evaluated: str = "2026-01-01T00:00:00+00:00", **changes: Any) -> dict:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from openset import metrics
 from openset.labels import NEGATIVE, UNKNOWN
-from training.grid_statistics import (
+from training.grid.statistics import (
     ModelScores,
     bootstrap_by_class,
     class_draws,

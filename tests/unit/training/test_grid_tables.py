@@ -16,13 +16,13 @@ import pytest
 
 from openset.labels import UNKNOWN
 from tests.grid_runs import NOTES, cells, finished_run, line_of, rows_of_cos_eos, section, written
-from training import grid_pages, grid_tables, grid_text
 from training.evaluation import REPORT, SCORES_FILE
-from training.grid import RANKING, plan
-from training.grid_published import published_setting
-from training.grid_results import Difference, Entry, difference, group_rows
-from training.grid_rows import CELL_FILE, merge_rows, read_rows, stored_rows
-from training.grid_text import difference_text, figure_text, interval_text, number, signed
+from training.grid import formatting, pages, tables
+from training.grid.formatting import difference_text, figure_text, interval_text, number, signed
+from training.grid.plan import RANKING, plan
+from training.grid.results import Difference, Entry, difference, group_rows
+from training.grid.rows import CELL_FILE, merge_rows, read_rows, stored_rows
+from training.grid.thesis_table import published_setting
 from training.losses import THESIS_LOSSES
 from training.scoring import Scored
 
@@ -123,13 +123,13 @@ def test_conclusion_counts_what_both_intervals_establish(monkeypatch: pytest.Mon
         Difference(0.2, up, up), Difference(0.2, up, up), Difference(-0.2, down, down), Difference(0.1, up, open_),
         Difference(0.1, open_, up), Difference(0.2, None, up), Difference(0.2, up, None), None,
     ]  # fmt: skip
-    monkeypatch.setattr(grid_tables, "COLUMNS", ("0.01",))
-    monkeypatch.setattr(grid_tables, "benchmarks_of", lambda *_: [None])
-    monkeypatch.setattr(grid_tables, "difference", lambda entry, *_: entry)
-    text = grid_tables.conclusion(found)
+    monkeypatch.setattr(tables, "COLUMNS", ("0.01",))
+    monkeypatch.setattr(tables, "benchmarks_of", lambda *_: [None])
+    monkeypatch.setattr(tables, "difference", lambda entry, *_: entry)
+    text = tables.conclusion(found)
     assert "CCR@1e-2: 2 better and 1 worse than a benchmark, 2 open. Of 5 comparisons" in text
     assert "about 0.2 would" in text
-    assert grid_tables.conclusion(found[5:]).startswith("No difference has both intervals yet")
+    assert tables.conclusion(found[5:]).startswith("No difference has both intervals yet")
 
 
 def test_what_sees_no_negative_is_compared_with_softmax_alone() -> None:
@@ -139,8 +139,8 @@ def test_what_sees_no_negative_is_compared_with_softmax_alone() -> None:
         Entry(setting, "cos_eos", {"composed_negatives": share}) for share in (1, 0.5)
     )
     entries = [*benchmarks, composed, mixed]
-    assert grid_tables.benchmarks_of(entries, composed) == benchmarks[:1]
-    assert grid_tables.benchmarks_of(entries, mixed) == benchmarks
+    assert tables.benchmarks_of(entries, composed) == benchmarks[:1]
+    assert tables.benchmarks_of(entries, mixed) == benchmarks
 
 
 def test_difference_is_bold_where_both_intervals_exclude_zero() -> None:
@@ -165,9 +165,9 @@ def test_ccr_without_a_foreign_image_is_the_mean_with_its_range_and_needs_every_
         for value in (0.2, 0.3, 0.7)
     ]
     entry = Entry(published_setting("toy"), "eos", {}, models)
-    assert line_of(grid_tables.zero_table([entry]), "eos")[3] == ".4000 (.2000 to .7000)"
+    assert line_of(tables.zero_table([entry]), "eos")[3] == ".4000 (.2000 to .7000)"
     models[1].rows.clear()
-    assert line_of(grid_tables.zero_table([entry]), "eos")[3] == ""
+    assert line_of(tables.zero_table([entry]), "eos")[3] == ""
 
 
 def test_losses_that_a_setting_lacks_stand_there_with_their_command(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_one_loss_on_photographs_names_those_worth_knowing_first_with_the_option
     [cell] = plan("p1", losses=["cos_eos"], seeds=1, epochs=40, preset="modern", options=options)
     rows = stored_rows(finished_run(tmp_path / "runs", cell))
     [(setting, entries)] = group_rows(rows, tmp_path, tmp_path).items()
-    note = grid_tables.missing_note(setting, entries)
+    note = tables.missing_note(setting, entries)
     asked = {
         loss: options
         for losses, options in re.findall(
@@ -211,9 +211,9 @@ def test_one_loss_on_photographs_names_those_worth_knowing_first_with_the_option
 
 def test_command_for_photographs_names_another_tree_than_that_of_characters() -> None:
     photographs = published_setting("p3")
-    assert "DATA=/imagenet" in grid_text.command(photographs, "eos")
-    assert "DATA=$TINY" in grid_text.command(replace(photographs, classes="15/12/35"), "eos")
-    assert "DATA=$DATA" in grid_text.command(published_setting("toy"), "eos")
+    assert "DATA=/imagenet" in formatting.command(photographs, "eos")
+    assert "DATA=$TINY" in formatting.command(replace(photographs, classes="15/12/35"), "eos")
+    assert "DATA=$DATA" in formatting.command(published_setting("toy"), "eos")
 
 
 def differences(grid: Path) -> list[str]:
@@ -297,7 +297,7 @@ def test_mean_needs_every_seed_to_reach_the_rate(grid: Path) -> None:
         if (row["loss"], row["seed"]) == ("eos", 2):
             row["ccr_at_fpr"]["0.1"]["value"] = None
     merge_rows(grid / "other/toy.json", rows)
-    grid_pages.write("toy", runs=grid / "none", results=grid / "other")
+    pages.write("toy", runs=grid / "none", results=grid / "other")
     text = (grid / "other/toy.md").read_text()
     line = line_of(section(text, "## The thesis' table 6.1 and ours"), "eos")
     assert line[7] == "– (1 of 2 seeds reach it)"
@@ -319,7 +319,7 @@ def test_intervals_have_three_digits() -> None:
 def test_models_are_shown_with_the_digits_that_they_were_not_trained_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid_pages.grid_figures, "draw_all", lambda *_: {})
+    monkeypatch.setattr(pages.drawing, "draw_all", lambda *_: {})
     older, newer = cells("cos_eos", seeds=2)
     finished_run(tmp_path / "runs", older, quality=3.0)
     finished_run(tmp_path / "runs", newer, quality=6.0, on_other_digits=1.0)

@@ -19,14 +19,15 @@ from openset.labels import NEGATIVE, UNKNOWN, is_known
 from tests.factories import DIGITS, begun_run, character_data, write_idx
 from training import evaluate as evaluate_module
 from training import export as export_module
-from training import grid_training, score_fitting
+from training import score_fitting
 from training.artifact_export import export
 from training.data import ProtocolData
 from training.engine import Trainer
 from training.evaluation import REPORT, SCORES_FILE, evaluate, write_report
-from training.grid import plan
-from training.grid_results import Model, group_rows
-from training.grid_rows import OTHER_DIGITS_GROUP, cell_columns, replaced_scores, stored_rows
+from training.grid import runner
+from training.grid.plan import plan
+from training.grid.results import Model, group_rows
+from training.grid.rows import OTHER_DIGITS_GROUP, cell_columns, replaced_scores, stored_rows
 from training.runs import Run, make_config
 from training.scoring import Scored, score_split
 
@@ -255,7 +256,7 @@ def test_run_is_tested_with_other_digits_where_its_own_are_not(toy_run: Run) -> 
 
 
 def test_cell_of_the_grid_keeps_what_it_makes_of_the_other_digits(toy_run: Run) -> None:
-    found = grid_training._evaluation(toy_run, "cpu", show_progress=False)["other_digits"]
+    found = runner._evaluation(toy_run, "cpu", show_progress=False)["other_digits"]
     own = evaluate(toy_run, show_progress=False)["feature_magnitudes"]
     other = evaluate(toy_run, digits="mnist", show_progress=False)["feature_magnitudes"]
     assert found["feature_magnitudes"] == other
@@ -268,7 +269,7 @@ def test_cell_of_the_grid_keeps_its_figures_and_knows_its_scores(
 ) -> None:
     [cell] = plan("toy", losses=["cos_eos"], seeds=1, digits=["emnist"], epochs=1, device="cpu")
     columns = cell_columns(cell, {"classes": "10/11/11"})
-    grid_training._finish(toy_run.config, columns, tmp_path, False, {})
+    runner._finish(toy_run.config, columns, tmp_path, False, {})
     rows = stored_rows(toy_run.folder)
 
     def here() -> Model:
@@ -303,6 +304,6 @@ def test_other_digits_that_cannot_be_read_cost_the_cell_nothing(toy_run: Run, da
         file.unlink()
     else:
         file.write_bytes(gzip.compress(bytes(100)))
-    found = grid_training._evaluation(toy_run, "cpu", show_progress=False)
+    found = runner._evaluation(toy_run, "cpu", show_progress=False)
     assert found["other_digits"] is None
     assert found["validation"] is not None

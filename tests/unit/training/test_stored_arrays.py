@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.factories import FOREIGN_DEG, KNOWN_DEG, scored_at
-from training.grid_summaries import FPR_GRID, Summary, stored_summary
+from training.grid.summaries import FPR_GRID, Summary, stored_summary
 from training.scoring import Scored
 from training.stored_arrays import loaded
 

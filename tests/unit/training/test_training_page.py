@@ -10,7 +10,7 @@ import numpy as np
 from openset.calibration import choose_threshold
 from training.arms import CURES, candidates
 from training.data import split_validation
-from training.grid_published import switches
+from training.grid.thesis_table import switches
 from training.losses import THESIS_LOSSES, protocol_defaults
 from training.presets import SHARES
 

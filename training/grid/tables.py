@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from training.grid import RANKING, ranked_losses
-from training.grid_results import COLUMNS, Entry, Setting, difference, options_text, plain_entry
-from training.grid_rows import OTHER_DIGITS_GROUP, PUBLISHED_SCORE
-from training.grid_summaries import PASSING_TARGETS
-from training.grid_text import (
+from training.grid.formatting import (
     HEADINGS,
     command,
     difference_text,
@@ -19,6 +15,10 @@ from training.grid_text import (
     seeds_text,
     table,
 )
+from training.grid.plan import RANKING, ranked_losses
+from training.grid.results import COLUMNS, Entry, Setting, difference, options_text, plain_entry
+from training.grid.rows import OTHER_DIGITS_GROUP, PUBLISHED_SCORE
+from training.grid.summaries import PASSING_TARGETS
 from training.options import applies
 from training.protocols import get_protocol
 

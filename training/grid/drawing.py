@@ -19,7 +19,7 @@ from training import figures
 from training.contact_sheet import SHEET
 from training.durable import replacing
 from training.evaluation import SCORES_FILE
-from training.grid_curves import (
+from training.grid.curves import (
     draw_curve,
     draw_oscr,
     draw_style,
@@ -27,7 +27,7 @@ from training.grid_curves import (
     finish_oscr,
     mean_curve,
 )
-from training.grid_results import Entry, Model, Setting, option_text
+from training.grid.results import Entry, Model, Setting, option_text
 from training.protocols import get_protocol
 from training.runs import Run, TrainConfig
 from training.scoring import Scored

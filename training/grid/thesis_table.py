@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from training.grid import all_classes, default_epochs, ranked_losses
-from training.grid_results import COLUMNS, Entry, Setting, option_text, plain_entry
-from training.grid_statistics import ACCURACY, prediction_interval
-from training.grid_text import (
+from training.grid.formatting import (
     HEADINGS,
     command,
     figure_text,
@@ -17,6 +14,9 @@ from training.grid_text import (
     seeds_text,
     table,
 )
+from training.grid.plan import all_classes, default_epochs, ranked_losses
+from training.grid.results import COLUMNS, Entry, Setting, option_text, plain_entry
+from training.grid.statistics import ACCURACY, prediction_interval
 from training.losses import THESIS_LOSSES, published_deviations
 from training.protocols import WITH_DIGITS, get_protocol
 from training.published import (

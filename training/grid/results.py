@@ -14,8 +14,8 @@ import numpy as np
 
 from training.angles import Angles, angles_of
 from training.evaluation import SCORES_FILE, results_folder
-from training.grid import all_classes, default_epochs, differing_options
-from training.grid_rows import (
+from training.grid.plan import all_classes, default_epochs, differing_options
+from training.grid.rows import (
     CELL_FILE,
     GROUPS,
     OTHER_DIGITS_GROUP,
@@ -23,7 +23,7 @@ from training.grid_rows import (
     cell_key,
     replaced_scores,
 )
-from training.grid_statistics import (
+from training.grid.statistics import (
     ACCURACY,
     Floats,
     Interval,
@@ -33,7 +33,7 @@ from training.grid_statistics import (
     seed_interval,
     widened,
 )
-from training.grid_summaries import (
+from training.grid.summaries import (
     GROUP_LABELS,
     Summary,
     stored_summary,

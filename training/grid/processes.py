@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 PART = "--part"
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 
 @contextmanager

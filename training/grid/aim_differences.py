@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from training.grid_aims import (
+from training.grid.aims import (
     FEWER_MISSED,
     RECOMMENDED_CCR,
     WITHOUT_NEGATIVES_CCR,
@@ -16,8 +16,8 @@ from training.grid_aims import (
     recommended_entry,
     recommended_score,
 )
-from training.grid_results import Entry, Setting
-from training.grid_tables import BENCHMARKS, pair_table
+from training.grid.results import Entry, Setting
+from training.grid.tables import BENCHMARKS, pair_table
 
 
 def aim_differences(settings: dict[Setting, list[Entry]], protocol: str) -> dict[str, str]:

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from tests.grid_runs import cells, finished_run, scored, section, written
-from training import grid_figures, grid_pages
-from training.grid import plan
-from training.grid_figures import copy_sheets
-from training.grid_results import group_rows
-from training.grid_rows import merge_rows, read_rows
+from training.grid import drawing, pages
+from training.grid.drawing import copy_sheets
+from training.grid.plan import plan
+from training.grid.results import group_rows
+from training.grid.rows import merge_rows, read_rows
 
 
 def models_in(picture: Path) -> set[str]:
@@ -99,7 +99,7 @@ def test_contact_sheet_keeps_its_name_in_whatever_company_its_loss_is_shown(tmp_
     (folder / "figures/false_positives.png").write_bytes(b"turned")
     names = []
     for _ in range(2):
-        grid_pages.write("toy", runs=runs, results=tmp_path / "results")
+        pages.write("toy", runs=runs, results=tmp_path / "results")
         settings = group_rows(read_rows(tmp_path / "results/toy.json"), runs, tmp_path)
         names.append(set(copy_sheets(settings, tmp_path)))
         if not (runs / plain.name).exists():
@@ -125,7 +125,7 @@ def test_features_of_two_dimensions_are_drawn_and_shown(tmp_path: Path) -> None:
         of_ten = scored(5.0, cell.seed)
         flat = replace(of_ten, features=of_ten.features[:, :2], centers=centers)
         finished_run(tmp_path / "runs", cell, sample=flat)
-        target = grid_pages.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
+        target = pages.write("toy_vis", runs=tmp_path / "runs", results=tmp_path / "results")
         assert target is not None
         shown = section(target.read_text(), "## Deep features")
         # Side by side as soon as there are two.
@@ -136,7 +136,7 @@ def test_features_of_two_dimensions_are_drawn_and_shown(tmp_path: Path) -> None:
     [(setting, entries)] = group_rows(
         read_rows(tmp_path / "results/toy_vis.json"), tmp_path / "runs", tmp_path / "results"
     ).items()
-    overview = grid_figures.draw_feature_overview(setting, entries)
+    overview = drawing.draw_feature_overview(setting, entries)
     panels = [axes for axes in overview.axes if axes.axison]
     assert len(panels) == 4  # two a loss
     assert all(len(axes.collections) == 2 for axes in panels)  # knowns and foreign ones

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from training import figures
-from training.grid_results import Entry, Setting
-from training.grid_summaries import FPR_GRID, GROUP_LABELS
+from training.grid.results import Entry, Setting
+from training.grid.summaries import FPR_GRID, GROUP_LABELS
 from training.protocols import get_protocol
 from training.published import TARGETS, published_value
 

@@ -6,10 +6,7 @@ import itertools
 import json
 import logging
 import math
-import os
-import platform
 import signal
-import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -21,13 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training import provenance
 from training.choices import GRID_RUNS, RESULTS
 from training.data import MissingClasses
 from training.engine import TrainingDiverged
 from training.evaluation import SCORES_FILE, results_folder, score_test, write_report
 from training.fingerprints import require_former_validation
-from training.grid import Cell, data_columns
-from training.grid_rows import (
+from training.grid.plan import Cell, data_columns
+from training.grid.rows import (
     CELL_FILE,
     PUBLISHED_SCORE,
     SCORES_DIGESTS,
@@ -127,7 +125,7 @@ def reproduce(
         for number, cell in enumerate(cells, 1)
     }
 
-    code = {"commit": exact_commit(), "device": device_name(first.device)}
+    code = {"commit": provenance.exact_commit(), "device": provenance.device_name(first.device)}
 
     def found(name: str, recorded: list[Row]) -> bool:
         """Whether a cell has its rows; those of a finished run are taken over. ``again`` asks for rows of this code.
@@ -279,8 +277,8 @@ def _finish(
         record["diverged"] = f"diverged: {str(error).partition(';')[0]}"
     record["provenance"] = {
         "run": config.name,
-        "commit": current_commit(),
-        "device": device_name(config.device),
+        "commit": provenance.current_commit(),
+        "device": provenance.device_name(config.device),
         "evaluated": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_atomically(folder / CELL_FILE, json.dumps(record, indent=2) + "\n")
@@ -377,38 +375,6 @@ def _check_finite(scored: Scored, part: str) -> None:
         raise TrainingDiverged(
             f"the {part} part has {', '.join(broken)} scores that are not finite"
         )
-
-
-def current_commit() -> str | None:
-    """Of the working copy, with "+" where tracked files are changed; None outside of one."""
-    root = Path(__file__).parents[1]
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"],
-            cwd=root, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
-
-
-def exact_commit() -> str | None:
-    """Of the working copy, where it says which code runs; None where tracked files are changed, or outside of one."""
-    commit = current_commit()
-    return None if commit is None or commit.endswith("+") else commit
-
-
-def device_name(device: str) -> str:
-    """The hardware, for people."""
-    if device.startswith("cuda"):
-        return str(torch.cuda.get_device_name(device))
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    cores = len(os.sched_getaffinity(0))
-    return f"{model}, {cores} core{'s' * (cores > 1)}"
 
 
 def _summary(rows: list[Row]) -> str:

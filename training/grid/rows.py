@@ -14,7 +14,7 @@ from typing import Any
 
 from training.choices import RESULTS
 from training.evaluation import REPORT
-from training.grid import Cell, ranked_losses
+from training.grid.plan import Cell, ranked_losses
 from training.runs import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from tests.grid_runs import scored
-from tests.unit.training.test_grid import restricted_cells, restricted_tree
-from training import grid_pages, grid_training, reproduce
+from tests.unit.training.test_grid_plan import restricted_cells, restricted_tree
+from training import provenance, reproduce
 from training.data import MissingClasses
 from training.evaluation import SCORES_FILE
-from training.grid import data_columns, plan
-from training.grid_rows import CELL_FILE, SCORES_DIGESTS, read_rows, scores_digest, stored_rows
+from training.grid import pages, runner
+from training.grid.plan import data_columns, plan
+from training.grid.rows import CELL_FILE, SCORES_DIGESTS, read_rows, scores_digest, stored_rows
 from training.report import build_report
 from training.scoring import Scored
 
@@ -27,8 +28,8 @@ GLYPHS = {
 }
 
 
-def run_grid(tmp_path: Path, *, again: bool = False) -> grid_training.Outcome:
-    return grid_training.reproduce(
+def run_grid(tmp_path: Path, *, again: bool = False) -> runner.Outcome:
+    return runner.reproduce(
         plan("glyphs", **GLYPHS), data=None, runs=tmp_path / "runs", results=tmp_path / "results", device="cpu",
         again=again, show_progress=False,
     )  # fmt: skip
@@ -46,8 +47,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             folder=runs / config.name, config=config, protocol_data=lambda _: None
         )
 
-    monkeypatch.setattr(grid_training, "train", train)
-    monkeypatch.setattr(grid_training, "Run", lambda folder: SimpleNamespace(folder=folder))
+    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(runner, "Run", lambda folder: SimpleNamespace(folder=folder))
     return order
 
 
@@ -66,16 +67,16 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         report = build_report(sample, config={}, notes=[], counts=counts, factory=None, repeats=5)
         return {"test": report, "validation": None, SCORES_DIGESTS: {SCORES_FILE: scores_digest(file)}}  # fmt: skip
 
-    monkeypatch.setattr(grid_training, "_evaluation", evaluation)
+    monkeypatch.setattr(runner, "_evaluation", evaluation)
     return interrupted
 
 
 def test_again_goes_on_after_what_this_commit_has_evaluated(
     tmp_path: Path, trained: list[str], evaluated: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid_training, "current_commit", lambda: "0000000")
+    monkeypatch.setattr(provenance, "current_commit", lambda: "0000000")
     run_grid(tmp_path)
-    monkeypatch.setattr(grid_training, "current_commit", lambda: "abc1234")
+    monkeypatch.setattr(provenance, "current_commit", lambda: "abc1234")
     assert len(run_grid(tmp_path).found) == 3
     trained.clear()
     evaluated.add("eos")
@@ -97,7 +98,7 @@ def test_again_goes_on_after_what_this_commit_has_evaluated(
     for name, value in (("device_name", "a GPU"), ("current_commit", "abc1234+")):
         trained.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(grid_training, name, lambda *_, value=value: value)
+            patch.setattr(provenance, name, lambda *_, value=value: value)
             assert run_grid(tmp_path, again=True).found == []
         assert trained == ["softmax", "eos", "os"]
 
@@ -120,8 +121,8 @@ def test_rows_of_another_tree_are_not_taken_for_those_of_this_one(
     [cell] = restricted_cells()
     file, run = tmp_path / "results/p2.json", tmp_path / "runs" / cell.name
 
-    def run_on(data: Path) -> grid_training.Outcome:
-        return grid_training.reproduce(
+    def run_on(data: Path) -> runner.Outcome:
+        return runner.reproduce(
             [cell], data=data, runs=tmp_path / "runs", results=tmp_path / "results", device="cpu",
             show_progress=False,
         )  # fmt: skip
@@ -159,13 +160,13 @@ def test_command_says_where_it_begins_the_next_time(
         raise KeyboardInterrupt
 
     caplog.set_level("INFO")
-    monkeypatch.setattr(grid_training, "current_commit", lambda: commit)
-    monkeypatch.setattr(grid_training, "reproduce", interrupted)
-    monkeypatch.setattr(grid_pages, "write", lambda *_, **__: None)
+    monkeypatch.setattr(provenance, "current_commit", lambda: commit)
+    monkeypatch.setattr(runner, "reproduce", interrupted)
+    monkeypatch.setattr(pages, "write", lambda *_, **__: None)
     assert reproduce.main(["--protocol", "glyphs", *arguments]) == 130
     assert f"interrupted; the same command {text}" in caplog.text
-    left = grid_training.Outcome(left=["one"])
-    monkeypatch.setattr(grid_training, "reproduce", lambda *_, **__: left)
+    left = runner.Outcome(left=["one"])
+    monkeypatch.setattr(runner, "reproduce", lambda *_, **__: left)
     assert reproduce.main(["--protocol", "glyphs", *arguments]) == 0
     assert f"1 left; the same command {text}" in caplog.text
 
@@ -176,7 +177,7 @@ def test_broken_cell_is_logged_and_the_others_go_on(
     def evaluation(run, *_: object) -> dict:
         raise RuntimeError(f"out of memory for {run.config.loss}")
 
-    monkeypatch.setattr(grid_training, "_evaluation", evaluation)
+    monkeypatch.setattr(runner, "_evaluation", evaluation)
     outcome = run_grid(tmp_path)
     assert trained == ["softmax", "eos", "os"]
     assert len(outcome.failed) == 3
@@ -185,10 +186,8 @@ def test_broken_cell_is_logged_and_the_others_go_on(
 
 
 def test_broken_cell_makes_the_command_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        grid_training, "reproduce", lambda *_, **__: grid_training.Outcome(failed=["one"])
-    )
-    monkeypatch.setattr(grid_pages, "write", lambda *_, **__: None)
+    monkeypatch.setattr(runner, "reproduce", lambda *_, **__: runner.Outcome(failed=["one"]))
+    monkeypatch.setattr(pages, "write", lambda *_, **__: None)
     assert reproduce.main(["--protocol", "glyphs"]) == 1
 
 
@@ -199,7 +198,7 @@ def test_what_every_cell_would_meet_stops_the_grid(
     def evaluation(*_: object) -> dict:
         raise error
 
-    monkeypatch.setattr(grid_training, "_evaluation", evaluation)
+    monkeypatch.setattr(runner, "_evaluation", evaluation)
     with pytest.raises(type(error)):
         run_grid(tmp_path)
     assert trained == ["softmax"]
@@ -210,8 +209,8 @@ def test_scores_that_are_not_finite_are_a_divergence(
 ) -> None:
     sample = scored(5.0, 1)
     sample.scores["softmax"][3] = np.nan
-    monkeypatch.setattr(grid_training, "score_test", lambda *_, **__: sample)
-    monkeypatch.setattr(grid_training, "require_former_validation", lambda *_: None)
+    monkeypatch.setattr(runner, "score_test", lambda *_, **__: sample)
+    monkeypatch.setattr(runner, "require_former_validation", lambda *_: None)
     outcome = run_grid(tmp_path)
     assert len(outcome.diverged) == 3
     rows = read_rows(tmp_path / "results/glyphs.json")
@@ -226,7 +225,7 @@ def test_published_score_ties_where_the_log_odds_do_not() -> None:
     logits = np.zeros_like(sample.logits)
     logits[:, 0] = np.linspace(20, 40, len(logits), dtype=np.float32)
     saturated = Scored(**{**vars(sample), "logits": logits})
-    values = grid_training.float32_probabilities(saturated)
+    values = runner.float32_probabilities(saturated)
     assert values.dtype == np.float32
     assert len(np.unique(values)) < len(values) / 2
     assert values.max() == 1.0

@@ -11,8 +11,8 @@ import pytest
 from openset.fitted_scores import ALL_SCORES
 from training import cures, precision, recommend, reproduce
 from training.choices import seed_count_or_list, seed_list
-from training.grid import Cell, all_classes, data_columns, plan, ranked_losses
-from training.grid_rows import cell_columns
+from training.grid.plan import Cell, all_classes, data_columns, plan, ranked_losses
+from training.grid.rows import cell_columns
 from training.losses import THESIS_LOSSES
 from training.protocols import get_protocol
 from training.recommendations import RECOMMENDATIONS, Recommendation, recommendation

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from training.grid import default_epochs
-from training.grid_results import Difference, Entry, Setting, option_text
-from training.grid_statistics import ACCURACY, Interval
+from training.grid.plan import default_epochs
+from training.grid.results import Difference, Entry, Setting, option_text
+from training.grid.statistics import ACCURACY, Interval
 from training.protocols import get_protocol
 
 HEADINGS = {"0.001": "CCR@1e-3", "0.01": "CCR@1e-2", "0.1": "CCR@1e-1", ACCURACY: "Acc"}

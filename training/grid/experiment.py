@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from training.grid import all_classes, default_epochs
-from training.grid_rows import Row
-from training.grid_text import table
+from training.grid.formatting import table
+from training.grid.plan import all_classes, default_epochs
+from training.grid.rows import Row
 from training.options import options_of
 from training.protocols import get_protocol
 from training.published import published_counts, published_hyperparameters

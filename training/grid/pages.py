@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from training import grid_experiment, grid_figures, grid_published, grid_tables, grid_text
 from training.choices import GRID_RUNS, RESULTS
-from training.grid_aim_differences import aim_differences
-from training.grid_aims import aims, aims_table
-from training.grid_results import Entry, Setting, group_rows
-from training.grid_rows import (
+from training.grid import drawing, experiment, formatting, tables, thesis_table
+from training.grid.aim_differences import aim_differences
+from training.grid.aims import aims, aims_table
+from training.grid.results import Entry, Setting, group_rows
+from training.grid.rows import (
     Row,
     alone_in,
     cell_key,
@@ -25,7 +25,7 @@ from training.grid_rows import (
     row_key,
     stored_rows,
 )
-from training.grid_summaries import stored_summary, summary_file
+from training.grid.summaries import stored_summary, summary_file
 from training.markdown_contents import contents
 from training.runs import write_atomically
 
@@ -61,7 +61,7 @@ def _write(protocol: str, runs: Path, results: Path) -> Path | None:
     if not rows and protocol not in _TABLE_NAMES:
         return None
     settings = group_rows(rows, runs, results)
-    figures = grid_figures.draw_all(settings, results / "figures", protocol) if rows else {}
+    figures = drawing.draw_all(settings, results / "figures", protocol) if rows else {}
     target = file.with_suffix(".md")
     parts = _sections(protocol, rows, settings, figures) if rows else _published_alone(protocol)
     title, *body = (part for part in parts if part)
@@ -121,7 +121,7 @@ def _merge_pictures(rows: list[Row], source: Path, results: Path) -> None:
     """Contact sheets and deep features that are not here; the images and features they were made from are elsewhere."""
     for entries in group_rows(rows, GRID_RUNS, results).values():
         for entry, kind in itertools.product(entries, _PICTURES):
-            name = Path("figures") / f"{grid_figures.key_of(entry, kind)}.png"
+            name = Path("figures") / f"{drawing.key_of(entry, kind)}.png"
             if (source / name).is_file() and not (results / name).exists():
                 (results / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, results / name)
@@ -130,12 +130,12 @@ def _merge_pictures(rows: list[Row], source: Path, results: Path) -> None:
 def _sections(
     protocol: str, rows: list[Row], settings: dict[Setting, list[Entry]], figures: dict[str, str]
 ) -> list[str]:
-    published = grid_published.published_setting(protocol)
+    published = thesis_table.published_setting(protocol)
     entries = settings.get(published, [])
     parts = [_title(protocol), _origin(protocol, rows), _HOW_TO_READ]
     if entries:
         parts += _thesis_table(published, entries)
-    parts += grid_experiment.sections(protocol, rows)
+    parts += experiment.sections(protocol, rows)
     parts += _aims(settings, protocol)
     parts += _digits(settings, figures)
     parts += _other_digits(settings)
@@ -148,10 +148,10 @@ def _sections(
             parts += [
                 f"All with `{others[0].shared_text}`." if others[0].shared else "",
                 "CCR against **unknowns**, softmax scores.",
-                grid_tables.setting_table(others),
-                grid_tables.missing_note(setting, others),
-                grid_text.precision_note(others),
-                grid_text.counts_note(others),
+                tables.setting_table(others),
+                tables.missing_note(setting, others),
+                formatting.precision_note(others),
+                formatting.counts_note(others),
             ]
             parts += _comparison(setting, others, figures)
     parts += _pictures(settings, figures)
@@ -162,13 +162,13 @@ def _sections(
 
 def _published_alone(protocol: str) -> list[str]:
     """The page of a protocol of which nothing was run: the thesis' table, empty cells of ours, and what fills them."""
-    published = grid_published.published_setting(protocol)
+    published = thesis_table.published_setting(protocol)
     parts = [
         _title(protocol),
         f"Made by `make report PROTOCOL={protocol}`; not to be edited. Nothing was run: the cells of ours are empty, and "
-        f"{grid_text.command(published, seeds=3)} fills all of them.",
+        f"{formatting.command(published, seeds=3)} fills all of them.",
         *_thesis_table(published, []),
-        *grid_experiment.sections(protocol, []),
+        *experiment.sections(protocol, []),
     ]
     return parts
 
@@ -213,11 +213,11 @@ def _thesis_table(published: Setting, entries: Sequence[Entry]) -> list[str]:
     return [
         f"## The thesis' {_TABLE_NAMES[protocol]} and ours",
         f"Setting: {published.title}. {how}" + ("" if entries else " Nothing was run in it yet."),
-        grid_published.published_table(published, entries),
-        grid_published.published_code_note(),
-        grid_text.precision_note(entries),
-        grid_published.replicate_note(protocol),
-        grid_text.counts_note(entries),
+        thesis_table.published_table(published, entries),
+        thesis_table.published_code_note(),
+        formatting.precision_note(entries),
+        thesis_table.replicate_note(protocol),
+        formatting.counts_note(entries),
         *(_deviations(published, entries) if entries else []),
     ]
 
@@ -230,12 +230,12 @@ def _deviations(setting: Setting, entries: Sequence[Entry]) -> list[str]:
         "tells how a figure may move with other classes and not whether it was reproduced. One more run of ours: an interval "
         "that holds one further seed with 95 % (Student's t, cut at 0 and 1; wide with two or three seeds); a published figure "
         "in it cannot be told from one more training of ours. "
-    ) + grid_published.spread_note(setting.protocol)
+    ) + thesis_table.spread_note(setting.protocol)
     return [
         "### Outside the published spread",
-        grid_published.verdict_summary(setting.protocol, entries),
+        thesis_table.verdict_summary(setting.protocol, entries),
         rule,
-        grid_published.deviation_table(setting, entries),
+        thesis_table.deviation_table(setting, entries),
     ]
 
 
@@ -247,7 +247,7 @@ def _caution(setting: Setting) -> str:
         reasons.append(f"the {setting.preset} preset")
     if setting.digits == "emnist":
         reasons.append("EMNIST's digits, not MNIST's as in the published runs")
-    if setting.epochs != grid_published.published_setting(setting.protocol).epochs:
+    if setting.epochs != thesis_table.published_setting(setting.protocol).epochs:
         reasons.append("another number of epochs")
     if not setting.is_complete:
         reasons.append("fewer classes")
@@ -259,18 +259,18 @@ def _caution(setting: Setting) -> str:
 def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, str]) -> list[str]:
     if not entries:
         return []
-    differences = grid_tables.difference_table(entries)
-    scores = grid_tables.score_table(entries)
-    parts = ["### Against negatives", grid_tables.setting_table(entries, group="negatives")]
+    differences = tables.difference_table(entries)
+    scores = tables.score_table(entries)
+    parts = ["### Against negatives", tables.setting_table(entries, group="negatives")]
     # The published setting's own table has the plain entries of protocols with a published table, and nothing else.
-    if setting == grid_published.published_setting(setting.protocol) and (
+    if setting == thesis_table.published_setting(setting.protocol) and (
         setting.protocol not in _TABLE_NAMES or any(entry.options for entry in entries)
     ):
         parts = [
             "### Against unknowns",
-            grid_tables.setting_table(entries),
-            grid_text.precision_note(entries),
-            *([] if setting.protocol in _TABLE_NAMES else [grid_text.counts_note(entries)]),
+            tables.setting_table(entries),
+            formatting.precision_note(entries),
+            *([] if setting.protocol in _TABLE_NAMES else [formatting.counts_note(entries)]),
             *parts,
         ]
     if differences:
@@ -279,9 +279,9 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
             "Softmax, which sees no negatives in training, and for losses that see them EOS and OS. Bold: both intervals "
             "exclude zero.",
             differences,
-            grid_tables.conclusion(entries),
+            tables.conclusion(entries),
         ]
-    if options := grid_tables.option_table(entries):
+    if options := tables.option_table(entries):
         parts += [
             "### What options change",
             "Against the same loss without them, or with fewer of them. Bold: both intervals exclude zero.",
@@ -289,7 +289,7 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
         ]
     if scores:
         parts += ["### Softmax or logit thresholds", scores]
-    saturation = grid_tables.saturation_table(entries)
+    saturation = tables.saturation_table(entries)
     if saturation:
         parts += [
             "### No saturation",
@@ -301,15 +301,15 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
         "### No foreign image accepted",
         "CCR with the threshold just above the best foreign score.",
     ]
-    parts.append(grid_tables.zero_table(entries))
-    passing = grid_tables.passing_table(entries)
+    parts.append(tables.zero_table(entries))
+    passing = tables.passing_table(entries)
     if passing:
         parts += [
             "### Who passes",
             "Unknown images above the softmax threshold by their class and the one they are taken for; of the first seed.",
             passing,
         ]
-    validation = grid_tables.validation_table(entries)
+    validation = tables.validation_table(entries)
     if validation:
         parts += [
             "### The validation part, for information",
@@ -317,10 +317,10 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
             "`make recommend` chooses without them.",
             validation,
         ]
-    slug = grid_figures.slug(setting)
+    slug = drawing.slug(setting)
     parts += [
         f"![{caption}]({figures[key]})"
-        for kind, caption in grid_figures.CAPTIONS.items()
+        for kind, caption in drawing.CAPTIONS.items()
         if (key := f"{slug}-{kind}") in figures
     ]
     return parts
@@ -353,11 +353,11 @@ def _aims(settings: dict[Setting, list[Entry]], protocol: str) -> list[str]:
 
 def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> list[str]:
     parts = []
-    for first, second in grid_figures.digit_twins(settings):
-        text, pairs = grid_tables.digits_table(settings[first], settings[second])
+    for first, second in drawing.digit_twins(settings):
+        text, pairs = tables.digits_table(settings[first], settings[second])
         if pairs:
             parts.append(f"### {first.title.replace('MNIST digits, ', '')}")
-            key = f"{grid_figures.slug(first)}-style"
+            key = f"{drawing.slug(first)}-style"
             if key in figures:
                 parts += [
                     f"![CCR of the losses that were run with both sources of digits]({figures[key]})",
@@ -367,9 +367,9 @@ def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> li
             parts += [
                 text,
                 "Share of the knowns missed (rejected, or taken for another class), 1 − CCR:",
-                grid_tables.missed_table(pairs),
+                tables.missed_table(pairs),
             ]
-            key = f"{grid_figures.slug(first)}-digits"
+            key = f"{drawing.slug(first)}-digits"
             if key in figures:
                 parts.append(f"![CCR against FPR with both sources of digits]({figures[key]})")
     if not parts:
@@ -385,7 +385,7 @@ def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> li
 def _other_digits(settings: dict[Setting, list[Entry]]) -> list[str]:
     parts = []
     for setting, entries in settings.items():
-        text = grid_tables.other_digits_table(entries)
+        text = tables.other_digits_table(entries)
         if text:
             parts += [f"### {setting.title}", text]
     if not parts:
@@ -419,9 +419,9 @@ def _pictures_of_entries(
         shown = [
             f"`{entry.full_label}`\n\n![{entry.full_label}, {setting.title}]({path})"
             for entry in entries
-            if (path := figures.get(grid_figures.key_of(entry, kind)))
+            if (path := figures.get(drawing.key_of(entry, kind)))
         ]
-        if overview := figures.get(f"{grid_figures.slug(setting)}-{kind}"):
+        if overview := figures.get(f"{drawing.slug(setting)}-{kind}"):
             shown = [f"![{kind} of all losses, {setting.title}]({overview})", *shown]
         parts += [f"### {setting.title}", *shown] if shown else []
     return parts

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.grid_runs import cells, finished_run, line_of, rows_of_cos_eos, section, written
-from training import grid_published
-from training.grid_published import outside_published, published_setting, switches, verdict
-from training.grid_results import group_rows
-from training.grid_rows import read_rows
-from training.grid_text import number
+from training.grid import thesis_table
+from training.grid.formatting import number
+from training.grid.results import group_rows
+from training.grid.rows import read_rows
+from training.grid.thesis_table import outside_published, published_setting, switches, verdict
 from training.losses import THESIS_LOSSES
 
 
@@ -106,10 +106,10 @@ def test_means_outside_the_published_spread_are_named(
 ) -> None:
     rows = rows_of_cos_eos(grid, [value], [0.5, 1.0])
     entries = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
-    monkeypatch.setattr(grid_published, "COLUMNS", ("0.01",))
-    assert grid_published.verdict_summary("toy", entries).endswith(expected)
-    monkeypatch.setattr(grid_published, "COLUMNS", ())
-    assert grid_published.verdict_summary("toy", entries).endswith("no figure can be compared yet.")
+    monkeypatch.setattr(thesis_table, "COLUMNS", ("0.01",))
+    assert thesis_table.verdict_summary("toy", entries).endswith(expected)
+    monkeypatch.setattr(thesis_table, "COLUMNS", ())
+    assert thesis_table.verdict_summary("toy", entries).endswith("no figure can be compared yet.")
 
 
 def test_options_have_no_verdict(grid: Path) -> None:
@@ -117,7 +117,7 @@ def test_options_have_no_verdict(grid: Path) -> None:
     [entry] = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
     with_options = replace(entry, options={"feature_bias": False})
     assert outside_published([entry, with_options]) == outside_published([entry])
-    assert "0 of 14 published rows" in grid_published.verdict_summary("toy", [with_options])
+    assert "0 of 14 published rows" in thesis_table.verdict_summary("toy", [with_options])
 
 
 def test_difference_stands_beside_the_experiments_that_could_explain_it(grid: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_lies_outside_the_spread_has_its_experiments_though_the_intervals_a
     rows = rows_of_cos_eos(grid, [0.98], [0.5, 1.0])  # the thesis has .9919, with a spread of .006
     setting = published_setting("toy")
     entries = group_rows(rows, grid / "none", grid / "none")[setting]
-    line = line_of("\n" + grid_published.deviation_table(setting, entries), "cos_eos")
+    line = line_of("\n" + thesis_table.deviation_table(setting, entries), "cos_eos")
     assert line[1:3] == ["CCR@1e-2", ".9919 [.986, .998]"]
     assert line[4:6] == ["", "undecided"]
     assert "OPTIONS=activation=prelu" in line[6]
@@ -155,7 +155,7 @@ def test_one_more_run_is_expected_in_the_prediction_interval_cut_at_1(grid: Path
     setting = published_setting("toy")
     rows = rows_of_cos_eos(grid, [0.80, 0.82], [0.5, 1.0])
     entries = group_rows(rows, grid / "none", grid / "none")[setting]
-    line = line_of("\n" + grid_published.deviation_table(setting, entries), "cos_eos")
+    line = line_of("\n" + thesis_table.deviation_table(setting, entries), "cos_eos")
     # 12.706 times the standard deviation of .0141 times sqrt(1 + 1/2): .81 ± .22.
     assert line[1:5] == ["CCR@1e-2", ".9919 [.986, .998]", ".8100 ±.1271", "[.590, 1.000]"]
 

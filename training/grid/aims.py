@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from training.grid import default_epochs
-from training.grid_results import Entry, Setting, options_text
-from training.grid_rows import VALIDATION_GROUP
-from training.grid_text import command, number, signed, table
+from training.grid.formatting import command, number, signed, table
+from training.grid.plan import default_epochs
+from training.grid.results import Entry, Setting, options_text
+from training.grid.rows import VALIDATION_GROUP
 from training.losses import THESIS_LOSSES
 from training.recommendations import RECOMMENDED, recommendation
 
