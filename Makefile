@@ -103,7 +103,7 @@ reproduce: install ## the thesis' grid into docs/results | PROTOCOL= [SEEDS=3|1,
 	  $(foreach option,$(OPTIONS),--option $(option))
 
 report: install ## tables and figures of the grid again, from its rows and stored scores | [PROTOCOL= MERGE=other.json]
-	@$(PY) -m training.grid.report $(if $(chosen-protocol),--protocol $(chosen-protocol)) $(call flag,MERGE,--merge)
+	@$(PY) -m training.grid_report $(if $(chosen-protocol),--protocol $(chosen-protocol)) $(call flag,MERGE,--merge)
 
 # -- serve ------------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.grid.statistics import Floats
+from training.intervals import Floats
 from training.report import group_masks, own_or_nearest_angle
 from training.runs import TrainConfig
 from training.scoring import Scored

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from openset.labels import UNKNOWN, is_known
-from training.grid.statistics import (
+from training.intervals import (
     Floats,
     ModelScores,
     bootstrap_by_class,

@@ -29,7 +29,7 @@ from openset.preprocessing import Preprocessing
 from training.cures import FPR_TARGETS
 from training.data import ProtocolData, Split, at_most, batch_count
 from training.figures import COLORS, STYLE
-from training.grid.statistics import (
+from training.intervals import (
     Interval,
     ModelScores,
     bootstrap_by_class,

@@ -25,7 +25,7 @@ from openset.decision import accept
 from openset.labels import GROUP_NAMES, NEGATIVE, UNKNOWN, is_known
 from training.cures import print_wide
 from training.evaluation import SCORES_FILE
-from training.grid.statistics import seed_interval
+from training.intervals import seed_interval
 from training.report import own_or_nearest_angle
 from training.runs import write_atomically
 from training.scoring import Scored

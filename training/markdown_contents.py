@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-_HEADING = re.compile(r"^(#{1,6}) +(.+?) *#*$")
+_HEADING = re.compile(r"^(#{1,6}) +(.+?)(?: +#+)? *$")
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 
 
 def headings(text: str) -> list[tuple[int, str, str]]:
@@ -20,7 +21,7 @@ def headings(text: str) -> list[tuple[int, str, str]]:
         if line.startswith("```"):
             fenced = not fenced
         elif not fenced and (match := _HEADING.match(line)):
-            words = match[2]
+            words = _LINK.sub(r"\1", match[2])
             anchor = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
             found.append((len(match[1]), words, f"{anchor}-{n}" if (n := seen[anchor]) else anchor))
             seen[anchor] += 1
@@ -28,6 +29,6 @@ def headings(text: str) -> list[tuple[int, str, str]]:
 
 
 def contents(text: str) -> str:
-    """A list of links to the headings of the second level; empty where there are less than three of them."""
+    """A list of links to the headings of the second level; empty where there are fewer than three of them."""
     links = [f"- [{words}](#{anchor})" for level, words, anchor in headings(text) if level == 2]
     return "\n".join(links) if len(links) >= 3 else ""

@@ -7,11 +7,9 @@ import platform
 import subprocess
 from pathlib import Path
 
-import torch
-
 
 def current_commit() -> str | None:
-    """Of the working copy, with "+" where tracked files are changed; None outside of one."""
+    """The working copy's commit, with "+" where tracked files are changed; None outside of one."""
     root = Path(__file__).parents[1]
     try:
         described = subprocess.run(
@@ -24,7 +22,7 @@ def current_commit() -> str | None:
 
 
 def exact_commit() -> str | None:
-    """Of the working copy, where it says which code runs; None where tracked files are changed, or outside of one."""
+    """The working copy's commit where it says which code runs; None where tracked files are changed, or outside of one."""
     commit = current_commit()
     return None if commit is None or commit.endswith("+") else commit
 
@@ -32,6 +30,8 @@ def exact_commit() -> str | None:
 def device_name(device: str) -> str:
     """The hardware, for people."""
     if device.startswith("cuda"):
+        import torch  # takes seconds, and who asks for a processor has no need of it
+
         return str(torch.cuda.get_device_name(device))
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")

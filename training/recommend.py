@@ -44,7 +44,7 @@ from training.data import (
 )
 from training.decoded import CachedImages
 from training.files import ImageFiles
-from training.grid.statistics import (
+from training.intervals import (
     Floats,
     Interval,
     ModelScores,

@@ -15,7 +15,7 @@ from training.losses import LOSSES
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "training.train", "training.evaluate", "training.export", "training.calibrate", "training.reproduce",
-    "training.grid.report", "training.shortcut",
+    "training.grid_report", "training.shortcut",
     "serving.archive", "serving.serve", "serving.stack", "serving.demo", "api.client.__main__",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "scipy", "sklearn", "matplotlib", "tensorboard")

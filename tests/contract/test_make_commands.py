@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from training.cures import common_options
-from training.grid.formatting import command
+from training.grid.commands import command
 from training.grid.plan import plan
-from training.grid.results import Setting
-from training.grid.thesis_table import published_setting
+from training.grid.results import Setting, published_setting
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +49,7 @@ def parsed(*words: str) -> tuple[str, argparse.Namespace]:
 )  # fmt: skip
 def test_target_gives_arguments_that_its_command_takes(words: list[str]) -> None:
     module, _ = parsed(*words)
-    names = {"report": "grid.report", "compare-losses": "compare_losses"}
+    names = {"report": "grid_report", "compare-losses": "compare_losses"}
     assert module == f"training.{names.get(words[0], words[0])}"
 
 

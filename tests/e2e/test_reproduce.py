@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tests.factories import emnist_files
-from training import reproduce
+from training import grid_report, reproduce
 from training.grid import pages
 from training.grid.rows import read_rows
 from training.losses.criterion import OpenSetCriterion
@@ -89,13 +89,13 @@ def test_grid_is_interrupted_resumed_gathered_and_reported_again(
         assert len(list((tmp_path / "runs").glob(f"*-{loss}-*/figures/false_positives.png"))) == 1
 
     # The report comes again from the stored scores; nothing is trained for it.
-    report = file.with_suffix(".md")
-    text = report.read_text()
-    report.unlink()
+    page = file.with_suffix(".md")
+    text = page.read_text()
+    page.unlink()
     done = counter.steps
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    assert report.main(folders) == 0
-    assert report.read_text() == text
+    assert grid_report.main(folders) == 0
+    assert page.read_text() == text
     assert counter.steps == done
     # One epoch of fifteen, EMNIST's digits: beside the published values stands nothing.
     assert "| `cos_eos` |  | .9849 |  | .9919 |" in text
@@ -108,7 +108,7 @@ def test_grid_is_interrupted_resumed_gathered_and_reported_again(
     assert command(tmp_path, "--seeds", "2") == 0
     assert counter.steps == done
     assert len(read_rows(file)) == 2 * len(rows)
-    assert "| `cos_eos` | 2 |" in report.read_text()
+    assert "| `cos_eos` | 2 |" in page.read_text()
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from training.grid.formatting import command, number, signed, table
+from training.grid.commands import command
+from training.grid.formatting import number, signed, table
 from training.grid.plan import default_epochs
-from training.grid.results import Entry, Setting, options_text
+from training.grid.results import Entry, Setting, options_text, published_setting
 from training.grid.rows import VALIDATION_GROUP
 from training.losses import THESIS_LOSSES
 from training.recommendations import RECOMMENDED, recommendation
@@ -31,7 +32,7 @@ class Aim:
         aim: what it should be at least; None for a figure that is shown without an aim.
         reached: what it is; None where nothing was run, or an FPR is not reached.
         by: which models reached it, and the commands for seeds that they lack.
-        command: trains what was not run, as arguments of make; empty where there is a model.
+        command: trains what was not run, as code in Markdown; empty where there is a model.
     """
 
     digits: str
@@ -182,14 +183,14 @@ def _seeds_to_add(entry: Entry) -> str:
     # A number alone would be how many.
     seeds = ",".join(map(str, missing)) if len(missing) > 1 else f"{missing[0]}-{missing[0]}"
     if entry.is_recommended:
-        asked = f"`{_command(RECOMMENDED, entry.setting.digits or '', seeds)}`"
+        asked = _command(RECOMMENDED, entry.setting.digits or "", seeds)
     else:
         asked = command(entry.setting, entry.loss, seeds=seeds, options=options_text(entry.options))
     return f"; `{entry.full_label}` has {len(entry.seeds)} of {len(_SEEDS)} seeds, for the rest: {asked}"
 
 
-def _command(losses: str, digits: str, seeds: str = "3") -> str:
-    return f"make reproduce PROTOCOL=toy LOSSES={losses} SEEDS={seeds} DIGITS={digits} DATA=$DATA"
+def _command(losses: str, digits: str, seeds: int | str = len(_SEEDS)) -> str:
+    return command(replace(published_setting("toy"), digits=digits), losses, seeds=seeds)
 
 
 def aims_table(found: Sequence[Aim]) -> str:
@@ -201,7 +202,7 @@ def aims_table(found: Sequence[Aim]) -> str:
         reached = "" if aim.reached is None else number(aim.reached)
         if aim.reached is None and aim.by:
             reached = "–"
-        by = f"not run: `{aim.command}`" if aim.command else aim.by
+        by = f"not run: {aim.command}" if aim.command else aim.by
         lines.append([aim.what, aim.digits.upper(), wanted, reached, distance, by])
     headings = ["figure, on unknowns", "digits", "aim", "reached", "distance", "by"]
     return table(headings, lines) if lines else ""

@@ -27,7 +27,7 @@ from training.grid.curves import (
     finish_oscr,
     mean_curve,
 )
-from training.grid.results import Entry, Model, Setting, option_text
+from training.grid.results import Entry, Model, Setting, digit_twins, option_text, twins
 from training.protocols import get_protocol
 from training.runs import Run, TrainConfig
 from training.scoring import Scored
@@ -45,6 +45,8 @@ _MAX_ANGLE_PANELS = 24
 _DIGIT_COLUMNS = 4
 _MIN_STYLE_ROWS = 3
 _MODELS = "Models"  # in the text of a picture: what it shows
+# Of one entry each; all other figures are drawn from summaries.
+PICTURES = ("features", "false_positives")
 
 
 def slug(setting: Setting) -> str:
@@ -61,22 +63,6 @@ def key_of(entry: Entry, kind: str) -> str:
     label = entry.full_label
     name = "".join(c if c.isalnum() or c in "_=." else "-" for c in label).strip("-")
     return f"{slug(entry.setting)}-{name}-{kind}"
-
-
-def digit_twins(settings: Iterable[Setting]) -> list[tuple[Setting, Setting]]:
-    """Pairs of settings that differ in the source of the digits alone, MNIST first."""
-    listed = list(settings)
-    return [
-        (first, second)
-        for first in listed
-        for second in listed
-        if (first.digits, second.digits) == ("mnist", "emnist")
-        and _without_digits(first) == _without_digits(second)
-    ]
-
-
-def _without_digits(setting: Setting) -> tuple[object, ...]:
-    return tuple(value for name, value in vars(setting).items() if name != "digits")
 
 
 def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) -> dict[str, str]:
@@ -126,15 +112,16 @@ def draw_all(settings: dict[Setting, list[Entry]], folder: Path, protocol: str) 
                     draw = partial(draw_feature_overview, setting, sound)
                     keep(f"{name}-features", draw, _scores_here(sound))
         for first, second in digit_twins(settings):
-            twins = _digit_pairs(settings[first], settings[second])
-            pairs = [pair for pair in twins[:_DIGIT_COLUMNS] if all(map(_with_angles, pair))]
-            in_columns = _summarized([entry for pair in twins[:_DIGIT_COLUMNS] for entry in pair])
+            both = twins(settings[first], settings[second])
+            both = [pair for pair in both if all(entry.sound for entry in pair)]
+            pairs = [pair for pair in both[:_DIGIT_COLUMNS] if all(map(_with_angles, pair))]
+            in_columns = _summarized([entry for pair in both[:_DIGIT_COLUMNS] for entry in pair])
             drawn_columns = {model.run for pair in pairs for entry in pair for model in entry.sound}
             in_columns = {run: here and run in drawn_columns for run, here in in_columns.items()}
-            keep(f"{slug(first)}-digits", partial(draw_digits, first, pairs), in_columns)
-            if len(twins) >= _MIN_STYLE_ROWS:
-                everyone = _summarized([entry for pair in twins for entry in pair])
-                keep(f"{slug(first)}-style", partial(draw_style, first, twins), everyone)
+            keep(f"{slug(first)}-digits", partial(_draw_digits, first, pairs), in_columns)
+            if len(both) >= _MIN_STYLE_ROWS:
+                everyone = _summarized([entry for pair in both for entry in pair])
+                keep(f"{slug(first)}-style", partial(draw_style, first, both), everyone)
     if get_protocol(protocol).is_of_characters:  # photographs stay out of the repository
         drawn |= copy_sheets(settings, folder)
     return drawn
@@ -171,16 +158,7 @@ def _models_in(file: Path) -> set[str]:
         return set(picture.info.get(_MODELS, "another").split())
 
 
-def _digit_pairs(mnist: Sequence[Entry], emnist: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
-    return [
-        (entry, twin)
-        for entry in mnist
-        for twin in emnist
-        if (twin.loss, twin.options) == (entry.loss, entry.options) and entry.sound and twin.sound
-    ]
-
-
-def draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure | None:
+def _draw_digits(setting: Setting, pairs: Sequence[tuple[Entry, Entry]]) -> Figure | None:
     """The same loss with both sources of digits, one column a loss; curves above, angles of each source below."""
     if not pairs:
         return None

@@ -1,38 +1,32 @@
-"""Tables and figures of the grid from its rows and stored scores, without training."""
+"""The page of a protocol: its rows gathered, its sections in order, their contents on top."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from training.choices import GRID_RUNS, RESULTS
-from training.grid import drawing, experiment, formatting, tables, thesis_table
+from training.grid import conditions, drawing, tables, thesis_table
 from training.grid.aim_differences import aim_differences
 from training.grid.aims import aims, aims_table
-from training.grid.results import Entry, Setting, group_rows
+from training.grid.commands import command
+from training.grid.results import Entry, Setting, digit_twins, group_rows, published_setting, twins
 from training.grid.rows import (
     Row,
     alone_in,
     cell_key,
     merge_rows,
-    read_rows,
     results_file,
-    row_key,
     stored_rows,
 )
-from training.grid.summaries import stored_summary, summary_file
 from training.markdown_contents import contents
 from training.runs import write_atomically
 
 logger = logging.getLogger(__name__)
 
-# Of one entry each; all other figures are drawn from summaries.
-_PICTURES = ("features", "false_positives")
 _TABLE_NAMES = {
     "toy": "table 6.1",
     "p1": "table 6.2 (a)",
@@ -64,10 +58,12 @@ def _write(protocol: str, runs: Path, results: Path) -> Path | None:
     figures = drawing.draw_all(settings, results / "figures", protocol) if rows else {}
     target = file.with_suffix(".md")
     parts = _sections(protocol, rows, settings, figures) if rows else _published_alone(protocol)
-    title, *body = (part for part in parts if part)
+    body = [part for part in parts if part]
     listed = contents("\n\n".join(body))
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, "\n\n".join([title, *([listed] if listed else []), *body]) + "\n")
+    write_atomically(
+        target, "\n\n".join([_title(protocol), *([listed] if listed else []), *body]) + "\n"
+    )
     what = f"{len(figures)} figures" if rows else "nothing was run, the published values alone"
     logger.info("written: %s (%s)", target, what)
     return target
@@ -86,56 +82,15 @@ def _gather(protocol: str, runs: Path, file: Path) -> list[Row]:
     return merge_rows(file, found, is_held=runs.resolve() == file.parent.resolve())
 
 
-def merge(file: Path, results: Path) -> None:
-    """Add the rows of another file to those of its protocol, and of what lies beside it what belongs to rows that stay."""
-    rows = read_rows(file)
-    if not rows:
-        raise ValueError(f"{file} holds no rows; expected a <protocol>.json of make reproduce")
-    for protocol in sorted({row["protocol"] for row in rows}):
-        chosen = [row for row in rows if row["protocol"] == protocol]
-        kept = merge_rows(results_file(protocol, results), chosen)
-        theirs = {(row_key(row), row["evaluated"]) for row in chosen}
-        newest: dict[str, str] = {}
-        for row in kept:  # older ones of a cell are of scores that are no longer made
-            newest[cell_key(row)] = max(row["evaluated"], newest.get(cell_key(row), ""))
-        taken = [
-            row
-            for row in kept
-            if (row_key(row), row["evaluated"]) in theirs
-            and row["evaluated"] == newest[cell_key(row)]
-        ]
-        _merge_summaries(taken, file.parent, results)
-        _merge_pictures(taken, file.parent, results)
-
-
-def _merge_summaries(rows: list[Row], source: Path, results: Path) -> None:
-    for run, evaluated in sorted({(row["run"], row["evaluated"]) for row in rows}):
-        theirs, ours = (summary_file(folder, run) for folder in (source, results))
-        found, former = (stored_summary(one, evaluated) for one in (theirs, ours))
-        if found is not None and former is None:
-            ours.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(theirs, ours)
-
-
-def _merge_pictures(rows: list[Row], source: Path, results: Path) -> None:
-    """Contact sheets and deep features that are not here; the images and features they were made from are elsewhere."""
-    for entries in group_rows(rows, GRID_RUNS, results).values():
-        for entry, kind in itertools.product(entries, _PICTURES):
-            name = Path("figures") / f"{drawing.key_of(entry, kind)}.png"
-            if (source / name).is_file() and not (results / name).exists():
-                (results / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, results / name)
-
-
 def _sections(
     protocol: str, rows: list[Row], settings: dict[Setting, list[Entry]], figures: dict[str, str]
 ) -> list[str]:
-    published = thesis_table.published_setting(protocol)
+    published = published_setting(protocol)
     entries = settings.get(published, [])
-    parts = [_title(protocol), _origin(protocol, rows), _HOW_TO_READ]
+    parts = [_origin(protocol, rows), _HOW_TO_READ]
     if entries:
         parts += _thesis_table(published, entries)
-    parts += experiment.sections(protocol, rows)
+    parts += conditions.sections(protocol, rows)
     parts += _aims(settings, protocol)
     parts += _digits(settings, figures)
     parts += _other_digits(settings)
@@ -150,8 +105,8 @@ def _sections(
                 "CCR against **unknowns**, softmax scores.",
                 tables.setting_table(others),
                 tables.missing_note(setting, others),
-                formatting.precision_note(others),
-                formatting.counts_note(others),
+                tables.precision_note(others),
+                tables.counts_note(others),
             ]
             parts += _comparison(setting, others, figures)
     parts += _pictures(settings, figures)
@@ -162,13 +117,12 @@ def _sections(
 
 def _published_alone(protocol: str) -> list[str]:
     """The page of a protocol of which nothing was run: the thesis' table, empty cells of ours, and what fills them."""
-    published = thesis_table.published_setting(protocol)
+    published = published_setting(protocol)
     parts = [
-        _title(protocol),
         f"Made by `make report PROTOCOL={protocol}`; not to be edited. Nothing was run: the cells of ours are empty, and "
-        f"{formatting.command(published, seeds=3)} fills all of them.",
+        f"{command(published, seeds=3)} fills all of them.",
         *_thesis_table(published, []),
-        *experiment.sections(protocol, []),
+        *conditions.sections(protocol, []),
     ]
     return parts
 
@@ -215,9 +169,9 @@ def _thesis_table(published: Setting, entries: Sequence[Entry]) -> list[str]:
         f"Setting: {published.title}. {how}" + ("" if entries else " Nothing was run in it yet."),
         thesis_table.published_table(published, entries),
         thesis_table.published_code_note(),
-        formatting.precision_note(entries),
+        tables.precision_note(entries),
         thesis_table.replicate_note(protocol),
-        formatting.counts_note(entries),
+        tables.counts_note(entries),
         *(_deviations(published, entries) if entries else []),
     ]
 
@@ -247,7 +201,7 @@ def _caution(setting: Setting) -> str:
         reasons.append(f"the {setting.preset} preset")
     if setting.digits == "emnist":
         reasons.append("EMNIST's digits, not MNIST's as in the published runs")
-    if setting.epochs != thesis_table.published_setting(setting.protocol).epochs:
+    if setting.epochs != published_setting(setting.protocol).epochs:
         reasons.append("another number of epochs")
     if not setting.is_complete:
         reasons.append("fewer classes")
@@ -263,14 +217,14 @@ def _comparison(setting: Setting, entries: Sequence[Entry], figures: dict[str, s
     scores = tables.score_table(entries)
     parts = ["### Against negatives", tables.setting_table(entries, group="negatives")]
     # The published setting's own table has the plain entries of protocols with a published table, and nothing else.
-    if setting == thesis_table.published_setting(setting.protocol) and (
+    if setting == published_setting(setting.protocol) and (
         setting.protocol not in _TABLE_NAMES or any(entry.options for entry in entries)
     ):
         parts = [
             "### Against unknowns",
             tables.setting_table(entries),
-            formatting.precision_note(entries),
-            *([] if setting.protocol in _TABLE_NAMES else [formatting.counts_note(entries)]),
+            tables.precision_note(entries),
+            *([] if setting.protocol in _TABLE_NAMES else [tables.counts_note(entries)]),
             *parts,
         ]
     if differences:
@@ -338,7 +292,7 @@ def _aims(settings: dict[Setting, list[Entry]], protocol: str) -> list[str]:
         "defines it; where both were run the better one counts, and in the lines that say so the published code alone.",
         aims_table(found),
     ]
-    if tables := aim_differences(settings, protocol):
+    if by_digits := aim_differences(settings, protocol):
         parts += [
             "### What the aims are made of",
             "The models that the aims are judged by minus others that were trained in full with the same digits: all of the same "
@@ -346,15 +300,15 @@ def _aims(settings: dict[Setting, list[Entry]], protocol: str) -> list[str]:
             "negatives as it does, or see none as it does; for what sees negatives EOS and OS too. CCR on unknowns and accuracy, "
             "softmax scores where no other is named; ± over seeds, in brackets over classes. Bold: both intervals exclude zero.",
         ]
-        for digits, text in tables.items():
+        for digits, text in by_digits.items():
             parts += [f"With {digits.upper()}'s digits:", text]
     return parts
 
 
 def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> list[str]:
     parts = []
-    for first, second in drawing.digit_twins(settings):
-        text, pairs = tables.digits_table(settings[first], settings[second])
+    for first, second in digit_twins(settings):
+        pairs = twins(settings[first], settings[second])
         if pairs:
             parts.append(f"### {first.title.replace('MNIST digits, ', '')}")
             key = f"{drawing.slug(first)}-style"
@@ -365,7 +319,7 @@ def _digits(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> li
                     "in the table.",
                 ]
             parts += [
-                text,
+                tables.digits_table(pairs),
                 "Share of the knowns missed (rejected, or taken for another class), 1 − CCR:",
                 tables.missed_table(pairs),
             ]
@@ -387,7 +341,7 @@ def _other_digits(settings: dict[Setting, list[Entry]]) -> list[str]:
     for setting, entries in settings.items():
         text = tables.other_digits_table(entries)
         if text:
-            parts += [f"### {setting.title}", text]
+            parts += [f"### Other digits: {setting.title}", text]
     if not parts:
         return []
     return [
@@ -400,7 +354,7 @@ def _other_digits(settings: dict[Setting, list[Entry]]) -> list[str]:
 
 
 def _pictures(settings: dict[Setting, list[Entry]], figures: dict[str, str]) -> list[str]:
-    features, sheets = (_pictures_of_entries(settings, figures, kind) for kind in _PICTURES)
+    features, sheets = (_pictures_of_entries(settings, figures, kind) for kind in drawing.PICTURES)
     parts = ["## Deep features", *features] if features else []
     if sheets:
         parts += [

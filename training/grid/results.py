@@ -15,15 +15,9 @@ import numpy as np
 from training.angles import Angles, angles_of
 from training.evaluation import SCORES_FILE, results_folder
 from training.grid.plan import all_classes, default_epochs, differing_options
-from training.grid.rows import (
-    CELL_FILE,
-    GROUPS,
-    OTHER_DIGITS_GROUP,
-    Row,
-    cell_key,
-    replaced_scores,
-)
-from training.grid.statistics import (
+from training.grid.rows import CELL_FILE, GROUPS, OTHER_DIGITS_GROUP, Row, cell_key, replaced_scores
+from training.grid.summaries import GROUP_LABELS, Summary, stored_summary, summarize, summary_file
+from training.intervals import (
     ACCURACY,
     Floats,
     Interval,
@@ -33,14 +27,8 @@ from training.grid.statistics import (
     seed_interval,
     widened,
 )
-from training.grid.summaries import (
-    GROUP_LABELS,
-    Summary,
-    stored_summary,
-    summarize,
-    summary_file,
-)
 from training.losses import LOSSES
+from training.protocols import WITH_DIGITS
 from training.published import TARGETS
 from training.recommendations import recommendation
 from training.runs import Run
@@ -78,14 +66,7 @@ class Setting:
     @property
     def is_published(self) -> bool:
         """Is this what the thesis' numbers were made with?"""
-        return (
-            self.as_published
-            and self.preset == "thesis"
-            and self.digits in (None, "mnist")
-            and self.epochs == default_epochs(self.protocol)
-            and self.is_complete
-            and not self.data_options
-        )
+        return self == published_setting(self.protocol)
 
     @property
     def is_complete(self) -> bool:
@@ -462,3 +443,37 @@ def _order(setting: Setting) -> tuple[Any, ...]:
 def plain_entry(entries: Sequence[Entry], loss: str) -> Entry | None:
     """The entry of a loss without further options."""
     return next((entry for entry in entries if entry.loss == loss and not entry.options), None)
+
+
+def published_setting(protocol: str) -> Setting:
+    """The setting of the thesis' table, whether anything was run in it or not."""
+    digits = "mnist" if protocol in WITH_DIGITS else None
+    return Setting(
+        protocol, "thesis", digits, default_epochs(protocol), all_classes(protocol), True
+    )
+
+
+def digit_twins(settings: Iterable[Setting]) -> list[tuple[Setting, Setting]]:
+    """Pairs of settings that differ in the source of the digits alone, MNIST first."""
+    listed = list(settings)
+    return [
+        (first, second)
+        for first in listed
+        for second in listed
+        if (first.digits, second.digits) == ("mnist", "emnist")
+        and _without_digits(first) == _without_digits(second)
+    ]
+
+
+def _without_digits(setting: Setting) -> tuple[object, ...]:
+    return tuple(value for name, value in vars(setting).items() if name != "digits")
+
+
+def twins(mnist: Sequence[Entry], emnist: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """The same loss and options with either source of digits, in the order of the first."""
+    return [
+        (entry, twin)
+        for entry in mnist
+        for twin in emnist
+        if (twin.loss, twin.options) == (entry.loss, entry.options)
+    ]

@@ -58,7 +58,7 @@ def cell_key(row: Row) -> str:
 
 
 def cell_columns(cell: Cell, of_data: Row) -> Row:
-    """The columns that name a cell, its data (``training.grid.data_columns``) and what was asked of its evaluation."""
+    """The columns that name a cell, its data (``training.grid.plan.data_columns``) and what was asked of its evaluation."""
     values = vars(cell) | of_data
     return {name: values[name] for name in _CELL_KEY} | {"scores": cell.scores} | of_data
 
@@ -139,7 +139,7 @@ def rows_of(
     return rows
 
 
-def diverged_rows(columns: Row, provenance: Row, *, message: str) -> list[Row]:
+def _diverged_rows(columns: Row, provenance: Row, *, message: str) -> list[Row]:
     """The rows of a cell whose training broke down: they hold no figure, and say why."""
     return [
         columns | {"group": group, "score": score, "diverged": message} | provenance
@@ -157,7 +157,7 @@ def stored_rows(folder: Path) -> list[Row]:
         record = json.loads(file.read_text())
         columns, provenance = record["columns"], record["provenance"]
         if "diverged" in record:
-            return diverged_rows(columns, provenance, message=record["diverged"])
+            return _diverged_rows(columns, provenance, message=record["diverged"])
         rows = rows_of(
             columns,
             provenance,

@@ -19,7 +19,7 @@ from openset import metrics
 from openset.labels import NEGATIVE, UNKNOWN
 from training.angles import Angles, ProbabilityCurve
 from training.grid.rows import OTHER_DIGITS_GROUP
-from training.grid.statistics import Floats, ModelScores, bootstrap_by_class
+from training.intervals import Floats, ModelScores, bootstrap_by_class
 from training.published import TARGETS
 from training.stored_arrays import loaded
 

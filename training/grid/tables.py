@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from training.grid.commands import command
 from training.grid.formatting import (
     HEADINGS,
-    command,
     difference_text,
     figure_text,
     name_text,
@@ -17,7 +17,7 @@ from training.grid.formatting import (
 )
 from training.grid.plan import RANKING, ranked_losses
 from training.grid.results import COLUMNS, Entry, Setting, difference, options_text, plain_entry
-from training.grid.rows import OTHER_DIGITS_GROUP, PUBLISHED_SCORE
+from training.grid.rows import OTHER_DIGITS_GROUP, PUBLISHED_SCORE, VALIDATION_GROUP
 from training.grid.summaries import PASSING_TARGETS
 from training.options import applies
 from training.protocols import get_protocol
@@ -30,13 +30,11 @@ _MIN_COMPARED = 3
 BENCHMARKS = {False: ("softmax",), True: ("softmax", "eos", "os")}
 
 
-def setting_table(
-    entries: Sequence[Entry], *, group: str = "unknowns", score: str = "softmax"
-) -> str:
-    """Our figures alone."""
+def setting_table(entries: Sequence[Entry], *, group: str = "unknowns") -> str:
+    """Our figures alone, softmax scores."""
     lines = []
     for entry in entries:
-        cells = [figure_text(entry, column, group=group, score=score) for column in COLUMNS]
+        cells = [figure_text(entry, column, group=group) for column in COLUMNS]
         lines.append([name_text(entry), seeds_text(entry), *cells])
     return table(["loss", "seeds", *HEADINGS.values()], lines)
 
@@ -174,15 +172,8 @@ def passing_table(entries: Sequence[Entry]) -> str:
     return table(headings, lines) if lines else ""
 
 
-def digits_table(
-    mnist: Sequence[Entry], emnist: Sequence[Entry]
-) -> tuple[str, list[tuple[Entry, Entry]]]:
-    """The same losses with MNIST's digits and with EMNIST's; also the pairs."""
-    pairs = []
-    for entry in mnist:
-        twin = next((o for o in emnist if (o.loss, o.options) == (entry.loss, entry.options)), None)
-        if twin is not None:
-            pairs.append((entry, twin))
+def digits_table(pairs: Sequence[tuple[Entry, Entry]]) -> str:
+    """The same losses with MNIST's digits and with EMNIST's; empty where there is no pair."""
     lines = []
     for first, second in pairs:
         cells = []
@@ -194,7 +185,7 @@ def digits_table(
     headings = ["loss"]
     for column in COLUMNS:
         headings += [f"{HEADINGS[column]} MNIST", "EMNIST", "difference"]
-    return (table(headings, lines) if lines else ""), pairs
+    return table(headings, lines) if lines else ""
 
 
 def missed_table(pairs: Sequence[tuple[Entry, Entry]]) -> str:
@@ -245,9 +236,9 @@ def validation_table(entries: Sequence[Entry]) -> str:
     lines = []
     for entry in entries:
         for score in ("softmax", "logit"):
-            if all(("validation_negatives", score) in model.rows for model in entry.models):
+            if all((VALIDATION_GROUP, score) in model.rows for model in entry.models):
                 cells = [
-                    figure_text(entry, column, group="validation_negatives", score=score)
+                    figure_text(entry, column, group=VALIDATION_GROUP, score=score)
                     for column in COLUMNS
                 ]
                 lines.append([f"`{entry.label}`", score, *cells])
@@ -309,3 +300,28 @@ def conclusion(entries: Sequence[Entry]) -> str:
         "The intervals over classes draw whole classes, of which there are few: such a bootstrap is too narrow, and widening it "
         "for the number of classes, as was done here, makes up for that only approximately."
     )
+
+
+def precision_note(entries: Iterable[Entry]) -> str:
+    """What "bf16" means; empty where no such model is shown."""
+    if not any("bf16" in seeds_text(entry) for entry in entries):
+        return ""
+    return (
+        "bf16: so many of the seeds trained with bfloat16 arithmetic in the backbone (head, loss and test scores are float32); "
+        "the thesis trained in float32."
+    )
+
+
+def counts_note(entries: Iterable[Entry]) -> str:
+    """How many samples the models saw, and what is to know about the data; empty for rows that do not say."""
+    texts: dict[str, None] = {}
+    for entry in entries:
+        for model in entry.models:
+            parts = [
+                f"{part} {' / '.join(f'{count:,} {group}' for group, count in counts.items() if count)}"
+                for part, counts in model.columns.get("counts", {}).items()
+                if any(counts.values())
+            ]
+            sentences = ["Samples: " + "; ".join(parts)] if parts else []
+            texts |= dict.fromkeys(sentences + list(model.columns.get("notes", [])))
+    return "\n".join(f"- {text}" for text in texts)

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from training.grid.formatting import (
-    HEADINGS,
-    command,
-    figure_text,
-    interval_text,
-    number,
-    seeds_text,
-    table,
-)
-from training.grid.plan import all_classes, default_epochs, ranked_losses
+from training.grid.commands import command
+from training.grid.formatting import HEADINGS, figure_text, interval_text, number, seeds_text, table
+from training.grid.plan import ranked_losses
 from training.grid.results import COLUMNS, Entry, Setting, option_text, plain_entry
-from training.grid.statistics import ACCURACY, prediction_interval
+from training.intervals import ACCURACY, prediction_interval
 from training.losses import THESIS_LOSSES, published_deviations
-from training.protocols import WITH_DIGITS, get_protocol
+from training.protocols import get_protocol
 from training.published import (
     comparisons,
     has_replicates,
@@ -29,6 +22,7 @@ from training.published import (
 )
 
 REPRODUCED, BEYOND, UNDECIDED = "reproduced", "beyond", "undecided"
+_SEEDS = 3  # that a mean should be of
 
 # Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
 _COMMON_SWITCHES: dict[str, Any] = {"feature_bias": False}
@@ -36,15 +30,7 @@ _CHARACTER_SWITCHES: dict[str, Any] = {"activation": "prelu"}
 _SWITCH_OF_FIELD = {"normalization": "head"}  # where it is not called like the loss table's field
 
 
-def published_setting(protocol: str) -> Setting:
-    """The setting of the thesis' table, whether anything was run in it or not."""
-    digits = "mnist" if protocol in WITH_DIGITS else None
-    return Setting(
-        protocol, "thesis", digits, default_epochs(protocol), all_classes(protocol), True
-    )
-
-
-def published_table(setting: Setting, entries: Sequence[Entry], *, seeds: int = 3) -> str:
+def published_table(setting: Setting, entries: Sequence[Entry]) -> str:
     """The thesis' table side by side with ours; losses without a published row follow."""
     groups = comparisons(setting.protocol)
     shown = {loss for _, losses in groups for loss in losses}
@@ -57,19 +43,17 @@ def published_table(setting: Setting, entries: Sequence[Entry], *, seeds: int = 
     for title, losses in [*groups, ("no row in the thesis", rest)]:
         if losses:
             lines.append([f"*{title}*", *[""] * (len(headings) - 1)])
-        lines += [
-            _published_line(setting, plain_entry(entries, loss), loss, seeds) for loss in losses
-        ]
+        lines += [_published_line(setting, plain_entry(entries, loss), loss) for loss in losses]
     return table(headings, lines)
 
 
-def _published_line(setting: Setting, entry: Entry | None, loss: str, seeds: int) -> list[str]:
+def _published_line(setting: Setting, entry: Entry | None, loss: str) -> list[str]:
     count = len(entry.models) if entry else 0
     line = [f"`{loss}`", seeds_text(entry)]
     for column in COLUMNS:
         line += [_published_text(setting.protocol, loss, column)]
         line += [figure_text(entry, column) if entry else ""]
-    fill = command(setting, loss, seeds=seeds) if count < seeds else ""
+    fill = command(setting, loss, seeds=_SEEDS) if count < _SEEDS else ""
     return [*line, _verdict_text(entry), fill]
 
 
@@ -134,7 +118,7 @@ def verdict(entry: Entry, column: str) -> str | None:
     return UNDECIDED
 
 
-def verdicts(entries: Sequence[Entry]) -> list[tuple[Entry, str, str]]:
+def _verdicts(entries: Sequence[Entry]) -> list[tuple[Entry, str, str]]:
     """Entry, column and verdict of every figure that can be compared with a published one."""
     return [
         (entry, column, found)
@@ -147,7 +131,7 @@ def verdicts(entries: Sequence[Entry]) -> list[tuple[Entry, str, str]]:
 
 def outside_published(entries: Sequence[Entry]) -> list[tuple[Entry, str, str]]:
     """Entry, column and verdict where our mean is not within the published value's spread."""
-    return [found for found in verdicts(entries) if found[2] != REPRODUCED]
+    return [found for found in _verdicts(entries) if found[2] != REPRODUCED]
 
 
 def verdict_summary(protocol: str, entries: Sequence[Entry]) -> str:
@@ -155,7 +139,7 @@ def verdict_summary(protocol: str, entries: Sequence[Entry]) -> str:
     # A row may stand in several comparisons.
     published = {loss for _, losses in comparisons(protocol) for loss in losses}
     run = [loss for loss in published if plain_entry(entries, loss) is not None]
-    found = [kind for _, _, kind in verdicts(entries)]
+    found = [kind for _, _, kind in _verdicts(entries)]
     text = f"{len(run)} of {len(published)} published rows were run"
     if not found:
         return text + "; no figure can be compared yet."

@@ -11,7 +11,7 @@ import pytest
 from openset.labels import NEGATIVE, UNKNOWN
 from tests.factories import scored_at
 from training.arm_differences import REPLICATES, baseline_of, ccr_replicates, differences
-from training.grid.statistics import widened
+from training.intervals import widened
 from training.scoring import Scored
 
 

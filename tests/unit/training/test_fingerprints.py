@@ -22,7 +22,7 @@ from training.data import ProtocolData, at_most
 from training.engine import Trainer
 from training.evaluation import REPORT, SCORES_FILE, evaluate
 from training.fingerprints import IMAGES, VALIDATION, require_former_validation
-from training.grid import runner
+from training.grid.cell_evaluation import evaluate_cell
 from training.path_calibration import calibrate
 from training.protocols import get_protocol
 from training.runs import Run, TrainConfig, make_config
@@ -149,14 +149,14 @@ def move_first_digit_to_the_end(run: Run) -> None:
 
 
 def test_cell_of_the_grid_is_not_validated_with_other_images(toy: Run) -> None:
-    assert runner._evaluation(toy, "cpu", show_progress=False)["validation"]
+    assert evaluate_cell(toy, "cpu", show_progress=False)["validation"]
     quiet_export(toy)
     move_first_digit_to_the_end(toy)
     # Refused before any file of the former evaluation is written over.
     for name in (SCORES_FILE, REPORT):
         (toy.folder / name).unlink()
     for use in (
-        lambda: runner._evaluation(toy, "cpu", show_progress=False),
+        lambda: evaluate_cell(toy, "cpu", show_progress=False),
         lambda: quiet_export(toy),
         lambda: calibrate(toy, device="cpu", precision="float32"),
     ):

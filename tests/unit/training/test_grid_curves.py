@@ -10,11 +10,10 @@ import pytest
 
 from openset.labels import UNKNOWN
 from tests.grid_runs import LETTERS, cells, finished_run, scored, section, written
-from training.grid import curves, drawing, pages
+from training.grid import curves, pages
 from training.grid.plan import plan
-from training.grid.results import group_rows
+from training.grid.results import digit_twins, group_rows, published_setting, twins
 from training.grid.rows import read_rows, stored_rows
-from training.grid.thesis_table import published_setting
 from training.protocols import get_protocol
 
 
@@ -46,14 +45,9 @@ def test_style_figure_has_both_sources_and_the_published_value_of_each_loss(grid
     written(grid)
     settings = group_rows(read_rows(grid / "results/toy.json"), grid / "runs", grid / "results")
     published = published_setting("toy")
-    [(first, second)] = drawing.digit_twins(settings)
-    twins = [
-        (entry, twin)
-        for entry in settings[first]
-        for twin in settings[second]
-        if entry.loss == twin.loss
-    ]
-    first_panel, axes, _ = curves.draw_style(published, twins).axes
+    [(first, second)] = digit_twins(settings)
+    pairs = twins(settings[first], settings[second])
+    first_panel, axes, _ = curves.draw_style(published, pairs).axes
     names = [label.get_text() for label in first_panel.get_yticklabels()]
     assert names[-1] == "cos_eos"
     assert set(names[:-1]) == {"softmax", "sfn_cosface"}
@@ -63,7 +57,7 @@ def test_style_figure_has_both_sources_and_the_published_value_of_each_loss(grid
         for line in axes.get_lines()
         for value, place in line.get_xydata()
     }
-    for entry, twin in twins:
+    for entry, twin in pairs:
         assert shown["o", places[entry.loss]] == entry.mean("0.01")
         assert shown["s", places[entry.loss]] == twin.mean("0.01")
     assert shown["|", places["sfn_cosface"]] == pytest.approx(0.4377)

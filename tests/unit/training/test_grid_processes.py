@@ -145,7 +145,7 @@ def test_claim_and_lock_of_a_run_do_not_hinder_each_other(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("available", "processes", "expected"),
+    ("available", "count", "expected"),
     [
         ({0, 1, 2, 3}, 2, [{0, 1}, {2, 3}]),
         ({1, 3, 5, 7, 9}, 2, [{1, 3}, {5, 7, 9}]),
@@ -154,10 +154,10 @@ def test_claim_and_lock_of_a_run_do_not_hinder_each_other(tmp_path: Path) -> Non
     ],
 )
 def test_cores_are_divided(
-    monkeypatch: pytest.MonkeyPatch, available: set[int], processes: int, expected: list[set[int]]
+    monkeypatch: pytest.MonkeyPatch, available: set[int], count: int, expected: list[set[int]]
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: available)
-    assert cores_of(processes) == expected
+    assert cores_of(count) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.grid_runs import line_of, section
-from training.grid import report
+from training import grid_report
 from training.grid.rows import merge_rows, read_rows
 
 
@@ -21,16 +21,16 @@ def test_rows_of_another_machine_are_merged_by_the_command(grid: Path, tmp_path:
         "--results",
         str(grid / "results"),
     ]
-    assert report.main([*arguments, "--merge", str(other)]) == 0
+    assert grid_report.main([*arguments, "--merge", str(other)]) == 0
     assert len(read_rows(grid / "results/toy.json")) == len(rows) + 2 * 2
     table = section((grid / "results/toy.md").read_text(), "## The thesis' table 6.1 and ours")
     assert line_of(table, "eos")[1] == "3"
-    assert report.main([*arguments, "--merge", str(grid / "missing.json")]) == 1
+    assert grid_report.main([*arguments, "--merge", str(grid / "missing.json")]) == 1
 
 
 def test_nothing_to_report_is_an_error_of_the_command(tmp_path: Path) -> None:
     arguments = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    assert report.main(["--protocol", "glyphs", *arguments]) == 1
+    assert grid_report.main(["--protocol", "glyphs", *arguments]) == 1
     assert not (tmp_path / "results").exists()
 
 
@@ -38,7 +38,7 @@ def test_published_table_of_which_nothing_was_run_stands_with_the_commands_that_
     tmp_path: Path,
 ) -> None:
     arguments = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    assert report.main(["--protocol", "p2", *arguments]) == 0
+    assert grid_report.main(["--protocol", "p2", *arguments]) == 0
     assert [file.name for file in (tmp_path / "results").iterdir()] == ["p2.md"]
     text = (tmp_path / "results/p2.md").read_text()
     line = line_of(section(text, "## The thesis' table 6.2 (b) and ours"), "norm_os")
@@ -46,6 +46,6 @@ def test_published_table_of_which_nothing_was_run_stands_with_the_commands_that_
     assert line[-1] == "`make reproduce PROTOCOL=p2 LOSSES=norm_os SEEDS=3 DATA=/imagenet`"
     assert "`make reproduce PROTOCOL=p2 SEEDS=3 DATA=/imagenet`" in text
     # Without a protocol every page that can be made is made.
-    assert report.main(arguments) == 0
+    assert grid_report.main(arguments) == 0
     pages = {file.name for file in (tmp_path / "results").iterdir()}
     assert pages == {"toy.md", "p1.md", "p2.md", "p3.md"}

@@ -9,18 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.grid_runs import line_of, rows_of_cos_eos
-from training.grid import tables
+from tests.grid_runs import line_of, rows_of_cos_eos, section
+from training.grid import pages, tables
 from training.grid.formatting import difference_text
-from training.grid.results import difference, group_rows
-from training.grid.rows import OTHER_DIGITS_GROUP, read_rows
-from training.grid.statistics import (
+from training.grid.results import difference, group_rows, published_setting
+from training.grid.rows import OTHER_DIGITS_GROUP, merge_rows, read_rows
+from training.intervals import (
     percentile_interval,
     seed_difference_interval,
     seed_interval,
     widened,
 )
-from training.grid.thesis_table import published_setting
 
 
 def test_summary_of_another_evaluation_is_not_taken(grid: Path) -> None:
@@ -44,9 +43,9 @@ def test_options_that_all_in_a_table_have_are_named_once(grid: Path) -> None:
 
     ours = [row | {"preset": "modern"} for row in rows]
     settings = group_rows(ours, grid / "runs", grid / "results")
-    tables = [entries for entries in settings.values() if len(entries) > 1]
-    assert tables
-    for entries in tables:
+    several = [entries for entries in settings.values() if len(entries) > 1]
+    assert several
+    for entries in several:
         assert {entry.shared_text for entry in entries} == {"feature_dim=64"}
         labels = {entry.loss: entry.label for entry in entries}
         assert labels.pop("cos_eos") == "cos_eos (detach_radial=true)"
@@ -135,3 +134,15 @@ def test_scores_of_another_evaluation_are_not_mixed_with_the_rows(grid: Path) ->
     assert entries["eos"].replicates("unknowns", "softmax") is None
     assert entries["eos"].over_classes("0.1") is None
     assert entries["eos"].mean("0.1") is not None
+
+
+def test_mean_needs_every_seed_to_reach_the_rate(grid: Path) -> None:
+    rows = read_rows(grid / "results/toy.json")
+    for row in rows:
+        if (row["loss"], row["seed"]) == ("eos", 2):
+            row["ccr_at_fpr"]["0.1"]["value"] = None
+    merge_rows(grid / "other/toy.json", rows)
+    pages.write("toy", runs=grid / "none", results=grid / "other")
+    text = (grid / "other/toy.md").read_text()
+    line = line_of(section(text, "## The thesis' table 6.1 and ours"), "eos")
+    assert line[7] == "– (1 of 2 seeds reach it)"

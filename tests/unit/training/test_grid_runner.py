@@ -15,6 +15,7 @@ from training import provenance, reproduce
 from training.data import MissingClasses
 from training.evaluation import SCORES_FILE
 from training.grid import pages, runner
+from training.grid.cell_evaluation import float32_probabilities
 from training.grid.plan import data_columns, plan
 from training.grid.rows import CELL_FILE, SCORES_DIGESTS, read_rows, scores_digest, stored_rows
 from training.report import build_report
@@ -67,7 +68,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         report = build_report(sample, config={}, notes=[], counts=counts, factory=None, repeats=5)
         return {"test": report, "validation": None, SCORES_DIGESTS: {SCORES_FILE: scores_digest(file)}}  # fmt: skip
 
-    monkeypatch.setattr(runner, "_evaluation", evaluation)
+    monkeypatch.setattr(runner, "evaluate_cell", evaluation)
     return interrupted
 
 
@@ -177,7 +178,7 @@ def test_broken_cell_is_logged_and_the_others_go_on(
     def evaluation(run, *_: object) -> dict:
         raise RuntimeError(f"out of memory for {run.config.loss}")
 
-    monkeypatch.setattr(runner, "_evaluation", evaluation)
+    monkeypatch.setattr(runner, "evaluate_cell", evaluation)
     outcome = run_grid(tmp_path)
     assert trained == ["softmax", "eos", "os"]
     assert len(outcome.failed) == 3
@@ -198,7 +199,7 @@ def test_what_every_cell_would_meet_stops_the_grid(
     def evaluation(*_: object) -> dict:
         raise error
 
-    monkeypatch.setattr(runner, "_evaluation", evaluation)
+    monkeypatch.setattr(runner, "evaluate_cell", evaluation)
     with pytest.raises(type(error)):
         run_grid(tmp_path)
     assert trained == ["softmax"]
@@ -225,7 +226,7 @@ def test_published_score_ties_where_the_log_odds_do_not() -> None:
     logits = np.zeros_like(sample.logits)
     logits[:, 0] = np.linspace(20, 40, len(logits), dtype=np.float32)
     saturated = Scored(**{**vars(sample), "logits": logits})
-    values = runner.float32_probabilities(saturated)
+    values = float32_probabilities(saturated)
     assert values.dtype == np.float32
     assert len(np.unique(values)) < len(values) / 2
     assert values.max() == 1.0

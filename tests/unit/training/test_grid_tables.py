@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 
 from openset.labels import UNKNOWN
-from tests.grid_runs import NOTES, cells, finished_run, line_of, rows_of_cos_eos, section, written
+from tests.grid_runs import NOTES, cells, finished_run, line_of, section, written
 from training.evaluation import REPORT, SCORES_FILE
-from training.grid import formatting, pages, tables
-from training.grid.formatting import difference_text, figure_text, interval_text, number, signed
+from training.grid import pages, tables
+from training.grid.formatting import number, signed
 from training.grid.plan import RANKING, plan
-from training.grid.results import Difference, Entry, difference, group_rows
-from training.grid.rows import CELL_FILE, merge_rows, read_rows, stored_rows
-from training.grid.thesis_table import published_setting
+from training.grid.results import Difference, Entry, difference, group_rows, published_setting
+from training.grid.rows import CELL_FILE, read_rows, stored_rows
 from training.losses import THESIS_LOSSES
 from training.scoring import Scored
 
@@ -143,22 +142,6 @@ def test_what_sees_no_negative_is_compared_with_softmax_alone() -> None:
     assert tables.benchmarks_of(entries, mixed) == benchmarks
 
 
-def test_difference_is_bold_where_both_intervals_exclude_zero() -> None:
-    up, down, across = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3)
-    assert difference_text(Difference(0.2, up, up)) == "**+.2000** ±.1000 [.100, .300]"
-    assert difference_text(Difference(-0.2, down, down)) == "**−.2000** ±.1000 [−.300, −.100]"
-    assert difference_text(Difference(0.2, up, across)) == "+.2000 ±.1000 [−.100, .300]"
-    assert difference_text(Difference(0.1, across, up)) == "+.1000 ±.2000 [.100, .300]"
-    assert difference_text(Difference(0.2, None, up)) == "+.2000 [.100, .300]"
-    assert difference_text(None) == "–"
-
-
-def test_figure_has_the_half_width_of_its_interval_over_seeds(grid: Path) -> None:
-    rows = rows_of_cos_eos(grid, [0.8, 0.9], None)
-    [entry] = group_rows(rows, grid / "none", grid / "none")[published_setting("toy")]
-    assert figure_text(entry, "0.01") == ".8500 ±.6353"  # 12.706 standard errors of .05
-
-
 def test_ccr_without_a_foreign_image_is_the_mean_with_its_range_and_needs_every_seed() -> None:
     models: list[Any] = [
         SimpleNamespace(rows={("unknowns", "softmax"): {"ccr_at_zero_fpr": value}}, diverged=None)
@@ -207,13 +190,6 @@ def test_one_loss_on_photographs_names_those_worth_knowing_first_with_the_option
         for loss in RANKING
         if loss != "cos_eos"
     }  # fmt: skip
-
-
-def test_command_for_photographs_names_another_tree_than_that_of_characters() -> None:
-    photographs = published_setting("p3")
-    assert "DATA=/imagenet" in formatting.command(photographs, "eos")
-    assert "DATA=$TINY" in formatting.command(replace(photographs, classes="15/12/35"), "eos")
-    assert "DATA=$DATA" in formatting.command(published_setting("toy"), "eos")
 
 
 def differences(grid: Path) -> list[str]:
@@ -289,31 +265,6 @@ def test_published_score_stands_beside_the_log_odds(grid: Path) -> None:
     text = written(grid)
     line = line_of(section(text, "### No saturation"), "eos")
     assert line[3:5] == ["–", number(reached)]
-
-
-def test_mean_needs_every_seed_to_reach_the_rate(grid: Path) -> None:
-    rows = read_rows(grid / "results/toy.json")
-    for row in rows:
-        if (row["loss"], row["seed"]) == ("eos", 2):
-            row["ccr_at_fpr"]["0.1"]["value"] = None
-    merge_rows(grid / "other/toy.json", rows)
-    pages.write("toy", runs=grid / "none", results=grid / "other")
-    text = (grid / "other/toy.md").read_text()
-    line = line_of(section(text, "## The thesis' table 6.1 and ours"), "eos")
-    assert line[7] == "– (1 of 2 seeds reach it)"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.98494, ".9849"), (1.0, "1.0000"), (0.0, ".0000"), (-0.25, "−.2500"), (-0.00001, ".0000"), (None, "–")],
-)  # fmt: skip
-def test_numbers_are_written_as_in_the_thesis(value: float | None, text: str) -> None:
-    assert number(value) == text
-
-
-def test_intervals_have_three_digits() -> None:
-    assert interval_text((0.97006, 1.0)) == "[.970, 1.000]"
-    assert interval_text(None) == ""
 
 
 def test_models_are_shown_with_the_digits_that_they_were_not_trained_with(

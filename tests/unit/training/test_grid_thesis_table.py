@@ -12,9 +12,9 @@ import pytest
 from tests.grid_runs import cells, finished_run, line_of, rows_of_cos_eos, section, written
 from training.grid import thesis_table
 from training.grid.formatting import number
-from training.grid.results import group_rows
+from training.grid.results import group_rows, published_setting
 from training.grid.rows import read_rows
-from training.grid.thesis_table import outside_published, published_setting, switches, verdict
+from training.grid.thesis_table import outside_published, switches, verdict
 from training.losses import THESIS_LOSSES
 
 

@@ -15,7 +15,7 @@ from tests.factories import FOREIGN_DEG as FOREIGN
 from tests.factories import KNOWN_DEG as KNOWNS
 from tests.factories import scored_at
 from training import low_fpr
-from training.grid.statistics import seed_interval
+from training.intervals import seed_interval
 from training.low_fpr import outcome_groups, separate_causes
 from training.scoring import Scored
 

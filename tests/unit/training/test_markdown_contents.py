@@ -13,11 +13,18 @@ from training.markdown_contents import contents, headings
         ("Aims", "aims"),
         ("The thesis' table 6.2 (a) and ours", "the-thesis-table-62-a-and-ours"),
         ("`recommended` on P1, P2 – and own_classes", "recommended-on-p1-p2--and-own_classes"),
+        ("C# and [a page](x.md)", "c-and-a-page"),
         ("bfloat16 on a processor without it", "bfloat16-on-a-processor-without-it"),
     ],
 )
 def test_anchor_is_what_github_makes_of_a_heading(words: str, anchor: str) -> None:
-    assert headings(f"text\n\n## {words}\n") == [(2, words, anchor)]
+    [(level, _, found)] = headings(f"text\n\n## {words}\n")
+    assert (level, found) == (2, anchor)
+
+
+def test_words_of_a_heading_are_without_its_marks() -> None:
+    found = [words for _, words, _ in headings("# C#\n## Aims ##\n### See [a page](x.md)\n")]
+    assert found == ["C#", "Aims", "See a page"]
 
 
 def test_heading_that_was_there_before_is_numbered_whatever_its_level() -> None:

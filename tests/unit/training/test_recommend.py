@@ -21,7 +21,7 @@ from training.data import ProtocolData, Split, at_most, load_protocol, split_val
 from training.decoded import CachedImages, DecodedImages
 from training.engine import Trainer, TrainingDiverged
 from training.fingerprints import require_former_validation
-from training.grid.statistics import percentile_interval, widened
+from training.intervals import percentile_interval, widened
 from training.losses import LOSSES
 from training.presets import PRESETS
 from training.protocols import PROTOCOLS

@@ -25,6 +25,7 @@ from training.data import ProtocolData
 from training.engine import Trainer
 from training.evaluation import REPORT, SCORES_FILE, evaluate, write_report
 from training.grid import runner
+from training.grid.cell_evaluation import evaluate_cell
 from training.grid.plan import plan
 from training.grid.results import Model, group_rows
 from training.grid.rows import OTHER_DIGITS_GROUP, cell_columns, replaced_scores, stored_rows
@@ -256,7 +257,7 @@ def test_run_is_tested_with_other_digits_where_its_own_are_not(toy_run: Run) -> 
 
 
 def test_cell_of_the_grid_keeps_what_it_makes_of_the_other_digits(toy_run: Run) -> None:
-    found = runner._evaluation(toy_run, "cpu", show_progress=False)["other_digits"]
+    found = evaluate_cell(toy_run, "cpu", show_progress=False)["other_digits"]
     own = evaluate(toy_run, show_progress=False)["feature_magnitudes"]
     other = evaluate(toy_run, digits="mnist", show_progress=False)["feature_magnitudes"]
     assert found["feature_magnitudes"] == other
@@ -304,6 +305,6 @@ def test_other_digits_that_cannot_be_read_cost_the_cell_nothing(toy_run: Run, da
         file.unlink()
     else:
         file.write_bytes(gzip.compress(bytes(100)))
-    found = runner._evaluation(toy_run, "cpu", show_progress=False)
+    found = evaluate_cell(toy_run, "cpu", show_progress=False)
     assert found["other_digits"] is None
     assert found["validation"] is not None

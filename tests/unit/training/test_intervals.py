@@ -8,7 +8,7 @@ from scipy import stats
 
 from openset import metrics
 from openset.labels import NEGATIVE, UNKNOWN
-from training.grid.statistics import (
+from training.intervals import (
     ModelScores,
     bootstrap_by_class,
     class_draws,

@@ -1,4 +1,4 @@
-"""Tables and figures of the grid from its rows and stored scores, without training: ``python -m training.grid.report``."""
+"""Tables and figures of the grid from its rows and stored scores, without training: ``python -m training.grid_report``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.grid.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.grid_report", description=__doc__)
     parser.add_argument(
         "--protocol",
         type=published_protocol,
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     arguments = build_parser().parse_args(argv)
     # Torch takes seconds: what stands on the command line was read before.
-    from training.grid.pages import merge, write
+    from training.grid.merging import merge
+    from training.grid.pages import write
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     chosen = PUBLISHED if arguments.protocol is None else (arguments.protocol,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.grid.experiment import own_hyperparameters, sections
+from training.grid.conditions import own_hyperparameters, sections
 from training.grid.plan import all_classes
 from training.protocols import get_protocol
 from training.published import published_counts, published_hyperparameters

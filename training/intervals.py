@@ -1,4 +1,4 @@
-"""Intervals of the grid: over seeds (Student's t) and over classes (bootstrap of whole classes, paired between models)."""
+"""Intervals of means and differences: over seeds (Student's t), over classes (bootstrap of whole classes, paired by model)."""
 
 from __future__ import annotations
 
