@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.training.test_grid_aims import Judged, settings_of
+from tests.grid_runs import Judged, settings_of
 from training.grid.aim_differences import aim_differences
 
 BY_THE_TEXT = {"as_published": False}

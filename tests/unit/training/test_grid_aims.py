@@ -3,63 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.grid_runs import cells, finished_run, section, written
+from tests.grid_runs import Judged, cells, finished_run, section, settings_of, written
 from training.choices import seed_count_or_list
 from training.grid.aims import Aim, aims, aims_table, recommended_score
 from training.grid.formatting import difference_text, name_text, number, signed
-from training.grid.plan import all_classes, default_epochs
-from training.grid.results import COLUMNS, Entry, Setting, difference, group_rows
-from training.grid.rows import VALIDATION_GROUP, read_rows
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """An entry with one CCR for every rate, or one by rate, or one by score on the validation's negatives."""
-
-    loss: str
-    ccr: float | dict[str, float]
-    digits: str = "mnist"
-    preset: str = "thesis"
-    options: dict[str, Any] = field(default_factory=dict)
-    changes: dict[str, Any] = field(default_factory=dict)
-    is_recommended: bool = False
-    seeds: tuple[int, ...] = (1, 2, 3)
-
-    @property
-    def setting(self) -> Setting:
-        values = {
-            "epochs": default_epochs("toy"),
-            "classes": all_classes("toy"),
-            "as_published": True,
-        }
-        return Setting("toy", self.preset, self.digits, **(values | self.changes))
-
-    sees_negatives = Entry.sees_negatives
-    full_label = Entry.full_label
-
-    def at_zero_fpr(self, *, score: str) -> list[float] | None:
-        return {"logit": [0.1, 0.2, 0.6], "softmax": [0.0]}.get(score)
-
-    def mean(self, column: str, *, group: str = "unknowns", score: str = "softmax") -> float | None:
-        if isinstance(self.ccr, float):
-            return self.ccr
-        if group == VALIDATION_GROUP:
-            return self.ccr[score] if column == "0.01" else 0.0
-        return self.ccr.get(column)
-
-
-def settings_of(*entries: Judged) -> dict[Setting, Any]:
-    settings: dict[Setting, Any] = {}
-    for entry in entries:
-        settings.setdefault(entry.setting, []).append(entry)
-    return settings
+from training.grid.results import COLUMNS, difference, group_rows
+from training.grid.rows import read_rows
 
 
 def aims_of(*entries: Judged) -> dict[tuple[str, str], Aim]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from openset.fitted_scores import ALL_SCORES
-from training import cures, precision, recommend, reproduce
-from training.choices import seed_count_or_list, seed_list
+from tests.grid_runs import restricted_cells, restricted_tree
+from training import precision
 from training.grid.plan import Cell, all_classes, data_columns, plan, ranked_losses
 from training.grid.rows import cell_columns
 from training.losses import THESIS_LOSSES
-from training.protocols import get_protocol
 from training.recommendations import RECOMMENDATIONS, Recommendation, recommendation
 
 
@@ -34,49 +32,6 @@ def test_all_losses_come_with_one_seed_before_any_comes_with_the_next() -> None:
     ]  # fmt: skip
     assert len(plan("toy")) == 20 * 3 * 2
     assert len(plan("p1")) == 20 * 3
-
-
-def test_seeds_are_counted_or_named() -> None:
-    arguments = {"losses": ["eos"], "digits": ["mnist"]}
-    assert [cell.seed for cell in plan("toy", **arguments, seeds=3)] == [1, 2, 3]
-    assert [cell.seed for cell in plan("toy", **arguments, seeds=[3, 1])] == [3, 1]
-    for text, seeds in (
-        ("2-3", [2, 3]),
-        ("3-3", [3]),
-        ("1,2,3", [1, 2, 3]),
-        ("4,1-2,2", [4, 1, 2]),
-    ):
-        assert seed_count_or_list(text) == seed_list(text) == seeds
-    # A number alone is how many to the grid, and which one to cures and recommend.
-    assert seed_count_or_list("3") == [1, 2, 3]
-    assert seed_list("3") == [3]
-
-
-def test_seeds_are_named_alike_by_all_commands() -> None:
-    grid = ["--protocol", "toy", "--seeds"]
-    for text in ("1,2,3", "1-3"):
-        assert reproduce.build_parser().parse_args([*grid, text]).seeds == [1, 2, 3]
-        assert recommend.build_parser().parse_args(["--seeds", text]).seeds == [1, 2, 3]
-        assert cures.build_parser().parse_args(["--cure", "scale", "--seeds", text]).seeds == [
-            1,
-            2,
-            3,
-        ]
-    assert recommend.build_parser().parse_args([]).seeds == [42]
-    assert reproduce.build_parser().parse_args(grid[:2]).seeds == [1, 2, 3]
-
-
-@pytest.mark.parametrize("text", ["3-2", "-1", "two", "2-", "1,", "1;2", ""])
-def test_seeds_that_are_none_are_refused(text: str) -> None:
-    for parse in (seed_list, seed_count_or_list):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"2-3.*, got '{text}'"):
-            parse(text)
-
-
-@pytest.mark.parametrize("text", ["0", "0-2", "1,0"])
-def test_grid_counts_its_seeds_from_one(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=f"from 1 on .*, got '{text}'"):
-        seed_count_or_list(text)
 
 
 def test_thesis_preset_is_the_published_code_with_either_digits_unless_told_otherwise() -> None:
@@ -232,25 +187,6 @@ def test_what_cannot_be_trained_is_refused_when_the_grid_is_planned(arguments, m
 def test_digits_are_refused_where_there_is_no_choice() -> None:
     with pytest.raises(ValueError, match="no choice of digits"):
         plan("p1", digits=["mnist"])
-
-
-def restricted_tree(root: Path, first: int = 0, count: int = 5) -> Path:
-    """Three known, two negative and one unknown class of p2, as many images of each to train and to test with."""
-    protocol = get_protocol("p2")
-    known = protocol.known[first : first + 3]
-    for wnid in [*known, *protocol.negative[:2], *protocol.unknown[:1]]:
-        for part in ("train", "val"):
-            folder = root / part / wnid
-            folder.mkdir(parents=True)
-            for number in range(count):
-                (folder / f"{number}.jpeg").touch()
-    return root
-
-
-def restricted_cells() -> list[Cell]:
-    return plan(
-        "p2", seeds=1, losses=["eos"], options={"allow_missing_classes": True}, device="cpu"
-    )
 
 
 def test_data_columns_of_a_restricted_tree_are_those_of_the_tree(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.grid_runs import finished_run
-from tests.unit.training.test_grid_runner import GLYPHS, run_grid
+from tests.grid_runs import GLYPHS, finished_run, run_grid
 from training import reproduce
 from training.grid import processes, runner
 from training.grid.plan import plan

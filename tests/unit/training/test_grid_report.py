@@ -9,7 +9,7 @@ from training import grid_report
 from training.grid.rows import merge_rows, read_rows
 
 
-def test_rows_of_another_machine_are_merged_by_the_command(grid: Path, tmp_path: Path) -> None:
+def test_rows_of_another_machine_are_merged_by_the_command(grid: Path) -> None:
     rows = read_rows(grid / "results/toy.json")
     other = grid / "elsewhere.json"
     merge_rows(other, [row | {"seed": 3} for row in rows if row["loss"] == "eos"])

@@ -122,7 +122,7 @@ def test_interval_of_a_difference_stays_within_what_is_possible(
 
 
 def test_scores_of_another_evaluation_are_not_mixed_with_the_rows(grid: Path) -> None:
-    [setting] = [published_setting("toy")]
+    setting = published_setting("toy")
     rows = read_rows(grid / "results/toy.json")
     for row in rows:
         if row["loss"] == "eos":

@@ -1,4 +1,4 @@
-"""The loop over the cells: what breaks in one of them does not stop the others."""
+"""The loop over the cells: what becomes of each, what is done again, and what the command says of it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.grid_runs import scored
-from tests.unit.training.test_grid_plan import restricted_cells, restricted_tree
+from tests.grid_runs import GLYPHS, restricted_cells, restricted_tree, run_grid, scored
 from training import provenance, reproduce
 from training.data import MissingClasses
 from training.evaluation import SCORES_FILE
@@ -20,20 +19,6 @@ from training.grid.plan import data_columns, plan
 from training.grid.rows import CELL_FILE, SCORES_DIGESTS, read_rows, scores_digest, stored_rows
 from training.report import build_report
 from training.scoring import Scored
-
-GLYPHS = {
-    "seeds": 1,
-    "losses": ["softmax", "eos", "os"],
-    "options": {"size": "small"},
-    "device": "cpu",
-}
-
-
-def run_grid(tmp_path: Path, *, again: bool = False) -> runner.Outcome:
-    return runner.reproduce(
-        plan("glyphs", **GLYPHS), data=None, runs=tmp_path / "runs", results=tmp_path / "results", device="cpu",
-        again=again, show_progress=False,
-    )  # fmt: skip
 
 
 @pytest.fixture
