@@ -13,12 +13,10 @@ from tests.grid_runs import GLYPHS, restricted_cells, restricted_tree, run_grid,
 from training import provenance, reproduce
 from training.data import MissingClasses
 from training.evaluation import SCORES_FILE
-from training.grid import pages, runner
-from training.grid.cell_evaluation import float32_probabilities
+from training.grid import cell_evaluation, pages, runner
 from training.grid.plan import data_columns, plan
 from training.grid.rows import CELL_FILE, SCORES_DIGESTS, read_rows, scores_digest, stored_rows
 from training.report import build_report
-from training.scoring import Scored
 
 
 @pytest.fixture
@@ -195,8 +193,8 @@ def test_scores_that_are_not_finite_are_a_divergence(
 ) -> None:
     sample = scored(5.0, 1)
     sample.scores["softmax"][3] = np.nan
-    monkeypatch.setattr(runner, "score_test", lambda *_, **__: sample)
-    monkeypatch.setattr(runner, "require_former_validation", lambda *_: None)
+    monkeypatch.setattr(cell_evaluation, "score_test", lambda *_, **__: sample)
+    monkeypatch.setattr(cell_evaluation, "require_former_validation", lambda *_: None)
     outcome = run_grid(tmp_path)
     assert len(outcome.diverged) == 3
     rows = read_rows(tmp_path / "results/glyphs.json")
@@ -204,14 +202,3 @@ def test_scores_that_are_not_finite_are_a_divergence(
         "diverged: the test part has softmax scores that are not finite"
     }
     assert run_grid(tmp_path).found == [cell.name for cell in plan("glyphs", **GLYPHS)]
-
-
-def test_published_score_ties_where_the_log_odds_do_not() -> None:
-    sample = scored(5.0, 1)
-    logits = np.zeros_like(sample.logits)
-    logits[:, 0] = np.linspace(20, 40, len(logits), dtype=np.float32)
-    saturated = Scored(**{**vars(sample), "logits": logits})
-    values = float32_probabilities(saturated)
-    assert values.dtype == np.float32
-    assert len(np.unique(values)) < len(values) / 2
-    assert values.max() == 1.0
