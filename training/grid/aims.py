@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from training.grid.commands import command
+from training.grid.commands import SEEDS, command
 from training.grid.formatting import number, signed, table
 from training.grid.plan import default_epochs
 from training.grid.results import Entry, Setting, options_text, published_setting
@@ -19,7 +19,6 @@ RECOMMENDED_CCR = {"0.001": 0.990, "0.01": 0.994}
 WITHOUT_NEGATIVES_CCR = {"0.01": 0.65}
 # With EMNIST's digits, share of the knowns that the best thesis loss misses (1 - CCR) and the recommended one must not.
 FEWER_MISSED = {"0.01": 0.25, "0.1": 0.25}
-_SEEDS = (1, 2, 3)  # that a mean should be of
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def entry_name(entry: Entry) -> str:
 
 def _seeds_to_add(entry: Entry) -> str:
     """How many of the seeds an entry has, with the command for the others; empty where it has all."""
-    missing = [seed for seed in _SEEDS if seed not in entry.seeds]
+    missing = [seed for seed in SEEDS if seed not in entry.seeds]
     if not missing:
         return ""
     # A number alone would be how many.
@@ -186,10 +185,10 @@ def _seeds_to_add(entry: Entry) -> str:
         asked = _command(RECOMMENDED, entry.setting.digits or "", seeds)
     else:
         asked = command(entry.setting, entry.loss, seeds=seeds, options=options_text(entry.options))
-    return f"; `{entry.full_label}` has {len(entry.seeds)} of {len(_SEEDS)} seeds, for the rest: {asked}"
+    return f"; `{entry.full_label}` has {len(entry.seeds)} of {len(SEEDS)} seeds, for the rest: {asked}"
 
 
-def _command(losses: str, digits: str, seeds: int | str = len(_SEEDS)) -> str:
+def _command(losses: str, digits: str, seeds: int | str = len(SEEDS)) -> str:
     return command(replace(published_setting("toy"), digits=digits), losses, seeds=seeds)
 
 

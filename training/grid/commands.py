@@ -6,6 +6,8 @@ from training.grid.plan import default_epochs
 from training.grid.results import Setting, option_text
 from training.protocols import get_protocol
 
+SEEDS = (1, 2, 3)  # that a mean should be of
+
 
 def command(setting: Setting, losses: str = "", *, seeds: int | str = 1, options: str = "") -> str:
     """The command that trains cells of a setting; without losses all of the thesis'. A number of seeds, or which."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from training.grid.commands import command
+from training.grid.commands import SEEDS, command
 from training.grid.formatting import HEADINGS, figure_text, interval_text, number, seeds_text, table
 from training.grid.plan import ranked_losses
 from training.grid.results import COLUMNS, Entry, Setting, option_text, plain_entry
@@ -22,7 +22,6 @@ from training.published import (
 )
 
 REPRODUCED, BEYOND, UNDECIDED = "reproduced", "beyond", "undecided"
-_SEEDS = 3  # that a mean should be of
 
 # Science reference, section 2.6: what the published code did otherwise, as the option that switches it off.
 _COMMON_SWITCHES: dict[str, Any] = {"feature_bias": False}
@@ -53,7 +52,7 @@ def _published_line(setting: Setting, entry: Entry | None, loss: str) -> list[st
     for column in COLUMNS:
         line += [_published_text(setting.protocol, loss, column)]
         line += [figure_text(entry, column) if entry else ""]
-    fill = command(setting, loss, seeds=_SEEDS) if count < _SEEDS else ""
+    fill = command(setting, loss, seeds=len(SEEDS)) if count < len(SEEDS) else ""
     return [*line, _verdict_text(entry), fill]
 
 
